@@ -1,0 +1,245 @@
+"""Every column that leaves the harness: its type, its unit, its meaning.
+
+The Arrow schema, the axis titles and the documentation of a results folder come from here::
+
+    trials     one row per trial:                   TrialRow = Settings + Outcome + Provenance
+    epochs     one row per (trial, epoch):          EpochRow
+    gradients  one row per (trial, reading, layer): GradientRow
+    failures   one row per attempt that broke:      FailureRow
+
+Fractions are fractions (0.97, not 97), times are seconds, memory is bytes, and a number that does
+not exist is NaN. Standard library only: `analysis` imports this module and no other of `harness`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+SCHEMA_VERSION = 1
+"""Raised when a column is added, dropped, or comes to mean something else."""
+
+
+def column(unit: str, meaning: str, *, default: Any = MISSING) -> Any:  # noqa: ANN401
+    """Declare one column of a table.
+
+    Units:
+        "1" for a number without one, "" where the value is not a number.
+    """
+    return field(default=default, metadata={"unit": unit, "meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides the result of a trial; two trials differ only if one of these does."""
+
+    dataset: str = column("", "Name of the data set.", default="cifar10")
+    architecture: str = column("", "How blocks make a network.")
+    placement: str = column("", "Where batch norm stands among the operations of a block.")
+    program: str = column("", "The operations of a block, in the order they run.")
+    depth: int = column("1", "Weighted layers as the architecture counts them.")
+    seed: int = column("1", "Index of the replicate.")
+    stage: str = column(
+        "", "'study', or 'tuning' for trials that only choose a recipe.", default="study"
+    )
+    recipe: str = column(
+        "", "'common': one recipe for all arms; 'tuned': each arm's own best.", default="common"
+    )
+    width_factor: float = column("1", "Multiplies the architecture's channels.", default=1.0)
+    growth: int = column("1", "Channels a densenet layer adds.", default=12)
+    bottleneck: bool = column(
+        "", "Densenet-BC: 1x1 bottlenecks, transitions halve the width.", default=True
+    )
+    norm_affine: bool = column("", "Batch norm has a trained scale and shift.", default=True)
+    final_norm: bool = column(
+        "", "One more batch norm ahead of the head, in every arm.", default=False
+    )
+    epochs: int = column("1", "Passes over the training part.", default=200)
+    batch_size: int = column("1", "Images per optimizer step.", default=128)
+    lr: float = column("1", "Peak learning rate.", default=0.1)
+    momentum: float = column("1", "Nesterov momentum.", default=0.9)
+    weight_decay: float = column(
+        "1", "L2 penalty on weights, never on batch norm or biases.", default=5e-4
+    )
+    warmup_epochs: float = column("1", "Epochs of linear warm-up ahead of the cosine.", default=5.0)
+    label_smoothing: float = column("1", "Probability mass spread over all classes.", default=0.0)
+    augmentation: str = column(
+        "", "'crop-flip': pad 4, crop, flip; or 'none'.", default="crop-flip"
+    )
+    precision: str = column("", "'float32', or 'bfloat16' autocast.", default="float32")
+    memory_format: str = column(
+        "", "Layout of activations: 'channels_last' or 'contiguous'.", default="channels_last"
+    )
+    threads: int = column("1", "Intra-op CPU threads; another count changes the sums.", default=1)
+    pack_size: int = column("1", "Seeds trained together as one grouped network.", default=1)
+    probe_size: int = column("1", "Images in the batch that measures gradient flow.", default=256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What training a trial came to. Accuracies and losses are those of the last epoch."""
+
+    status: str = column("", "'done', or 'diverged' where the loss turned non-finite.")
+    epochs_trained: int = column("1", "Epochs finished.")
+    steps: int = column("1", "Optimizer steps taken.")
+    train_loss: float = column("nat", "Mean training loss over the last epoch.")
+    train_accuracy: float = column("1", "Share of training images right during the last epoch.")
+    validation_loss: float = column("nat", "Mean loss on the validation part.")
+    validation_accuracy: float = column("1", "Share of validation images right.")
+    test_loss: float = column("nat", "Mean loss on the test part; NaN where the trial diverged.")
+    test_accuracy: float = column("1", "Share of test images right; NaN where the trial diverged.")
+    test_correct: bytes = column(
+        "", "One bit per test image, most significant first: 1 where right; empty where diverged."
+    )
+    parameters: int = column("1", "Trained numbers of the network.")
+    wall_time: float = column(
+        "s", "From the first batch to the last evaluation, this trial's share of its pack."
+    )
+    probe_time: float = column("s", "The part of `wall_time` spent measuring gradient flow.")
+    peak_memory: int = column(
+        "B", "Peak memory of the device (GPU), or of the worker process (CPU)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where, when and with what a trial was trained; nothing in here decides its result on a CPU."""
+
+    attempt: int = column("1", "Starts of this trial in this run, this one included.", default=1)
+    run: str = column("", "The invocation of harness.run that trained it.", default="")
+    started: datetime = column("", "UTC time of the first batch.")
+    finished: datetime = column("", "UTC time of the last evaluation.")
+    host: str = column("", "Name of the machine.")
+    worker: int = column("1", "Process id of the worker.")
+    device_kind: str = column("", "'cpu' or 'cuda'.")
+    device: str = column("", "Name of the processor or GPU.")
+    driver: str = column("", "Version of the GPU driver; empty on a CPU.")
+    python: str = column("", "Version of Python.")
+    torch: str = column("", "Version of torch.")
+    cuda: str = column("", "Version of CUDA that torch was built with; empty without.")
+    deterministic: str = column("", "Determinism flags that were set.")
+    commit: str = column("", "Git commit of the code; empty outside a checkout.")
+    dirty: bool = column("", "The checkout had changes that were not committed.")
+    code_digest: str = column("", "Digest of the source of the training code.")
+    training_version: int = column("1", "TRAINING_VERSION of the code.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow(Settings, Outcome, Provenance):
+    """Table `trials`: one row per finished trial."""
+
+    trial_id: str = column("", "Digest of all settings and the training version.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRow:
+    """Table `epochs`: one row per (trial, epoch)."""
+
+    trial_id: str = column("", "Joins to `trials.trial_id`.")
+    epoch: int = column("1", "Epochs finished, from 1.")
+    step: int = column("1", "Optimizer steps taken by then.")
+    lr: float = column("1", "Learning rate of the epoch's last step.")
+    train_loss: float = column("nat", "Mean training loss over the epoch.")
+    train_accuracy: float = column("1", "Share of training images right during the epoch.")
+    validation_loss: float = column("nat", "Mean loss on the validation part.")
+    validation_accuracy: float = column("1", "Share of validation images right.")
+    wall_time: float = column("s", "Duration of the epoch, this trial's share of its pack.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientRow:
+    """Table `gradients`: one row per (trial, reading, layer), on the fixed probe batch.
+
+    z is the layer's output, g the gradient of the mean loss by z, W the layer's weight.
+    """
+
+    trial_id: str = column("", "Joins to `trials.trial_id`.")
+    step: int = column("1", "Optimizer steps taken before the reading.")
+    epoch: float = column("1", "The same in epochs; whole at an epoch's end.")
+    layer: str = column("", "Dotted name of the layer, as in `named_modules()`.")
+    layer_index: int = column("1", "Place of the layer in the forward pass, 0 next to the input.")
+    actgrad_total: float = column("1", "L2 norm of g over the probe batch.")
+    actgrad_rel: float = column(
+        "1",
+        "rms(g) times the standard deviation of z within channels: sensitivity to a relative change.",
+    )
+    wgrad_norm: float = column(
+        "1", "L2 norm of the weight gradient; NOT comparable across placements."
+    )
+    weight_norm: float = column("1", "L2 norm of W.")
+    effective_grad: float = column(
+        "1", "weight_norm * wgrad_norm: unchanged when a scale-invariant W is rescaled."
+    )
+    update_ratio: float = column(
+        "1", "||dW|| / ||W|| of the optimizer step just taken; NaN at step 0."
+    )
+    zero_fraction: float = column(
+        "1", "Zeros at the output of the next ReLU; NaN where none follows."
+    )
+    dead_fraction: float = column(
+        "1", "Channels of that ReLU that are zero on the whole batch; NaN where none follows."
+    )
+    act_mean: float = column("1", "Mean of z.")
+    act_var: float = column("1", "Variance of z within channels, averaged over channels.")
+    qa_sum: float = column(
+        "1",
+        "Sum of the gradient at the next batch norm's input per channel, relative; zero to rounding, NaN where none follows.",
+    )
+    qa_dot: float = column(
+        "1",
+        "<W, gW> per filter, relative; zero to rounding where batch norm makes W scale-invariant.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureRow:
+    """Table `failures`: one row per attempt that broke. A failure is not an outcome."""
+
+    trial_id: str = column("", "The trial that was being trained.")
+    trial: str = column("", "The same trial in words.")
+    attempt: int = column("1", "Starts of this trial in this run, this one included.")
+    run: str = column("", "The invocation of harness.run.")
+    kind: str = column("", "'exception', 'out of memory', 'worker lost' or 'timeout'.")
+    message: str = column("", "Last line of the traceback, or what Ray said.")
+    traceback: str = column("", "The whole traceback.")
+    failed_at: datetime = column("", "UTC time.")
+    host: str = column("", "Name of the machine; empty where it is not known.")
+    code_digest: str = column("", "Digest of the source of the training code.")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRows:
+    """All that one trial leaves behind."""
+
+    trial: TrialRow
+    epochs: tuple[EpochRow, ...]
+    gradients: tuple[GradientRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisPlan:
+    """What the grid fixes about its analysis before anything runs; travels with the rows."""
+
+    grid: str = column("", "Name of the grid.")
+    margin_accuracy: float = column(
+        "percentage points", "Smallest accuracy difference that matters.", default=0.5
+    )
+    margin_gradient: float = column(
+        "1", "Smallest ratio of gradient flow that matters, above 1.", default=1.25
+    )
+    alpha: float = column("1", "Error rate of each family of tests.", default=0.05)
+    gradient_column: str = column(
+        "", "The gradient-flow quantity that decides.", default="actgrad_total"
+    )
+    gradient_layer: str = column(
+        "", "'first', 'mean' (of logs over layers) or 'slope'.", default="first"
+    )
+    gradient_window: str = column(
+        "",
+        "'first-epoch' (readings beyond step 0), 'all', 'init' or 'last'.",
+        default="first-epoch",
+    )
+    looks: int = column("1", "Analyses planned beforehand.", default=1)
