@@ -1,0 +1,179 @@
+"""A block is a program: the text of its operations, in order, is what runs.
+
+Every network here is R replicas (seeds) side by side: activations have R*C channels, replica-major,
+convolutions have R groups, and batch norm, being per channel, is per replica without further ado.
+One replica is the ordinary network.
+
+Shapes (letters of this module):
+    N images, R replicas, C channels of one replica, H and W height and width
+    x_NDHW or x_ND with D = R*C, all channels of replica 0 first
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BN_EPS = 1e-5
+BN_MOMENTUM = 0.1
+
+
+class Layer(NamedTuple):
+    """What a `conv` or `linear` of a program needs to know; a linear has no kernel and no stride."""
+
+    width: int  # output channels of one replica
+    kernel: int = 3
+    stride: int = 1
+
+
+class Linear(nn.Module):
+    """R fully connected layers side by side: x_ND -> y_NE, D = R*C, E = R*K.
+
+    `weight` is laid out like a grouped convolution's, (R*K, C), so that whatever measures or
+    initialises one replica finds its rows the same way in both.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, replicas: int, bias: bool) -> None:
+        super().__init__()
+        self.replicas = replicas
+        self.weight = nn.Parameter(torch.empty(replicas * out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(replicas * out_features)) if bias else None
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        x_RNC = x_ND.unflatten(1, (self.replicas, -1)).transpose(0, 1)
+        weight_RCK = self.weight.unflatten(0, (self.replicas, -1)).transpose(1, 2)
+        y_NE = torch.bmm(x_RNC, weight_RCK).transpose(0, 1).flatten(1)
+        return y_NE if self.bias is None else y_NE + self.bias
+
+
+class Shortcut(nn.Module):
+    """The block's input, made to fit its output without parameters: x_NDHW -> y_NEhw.
+
+    Source:
+        Option A of He et al. 2015, arXiv:1512.03385, s.4.2: subsample, pad channels with zeros.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, replicas: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.replicas = replicas
+        missing = out_channels - in_channels
+        self.padding = (missing // 2, missing - missing // 2)
+
+    def forward(self, x_NDHW: Tensor) -> Tensor:
+        if self.stride > 1:
+            x_NDHW = x_NDHW[:, :, :: self.stride, :: self.stride]
+        if any(self.padding):  # each replica's channels get their own zeros
+            x_NRCHW = x_NDHW.unflatten(1, (self.replicas, -1))
+            x_NDHW = functional.pad(x_NRCHW, (0, 0, 0, 0, *self.padding)).flatten(1, 2)
+        return x_NDHW
+
+
+class Block(nn.Module):
+    """The operations of `program`, in order: x_NDHW -> y_NEhw, or x_ND -> y_NE for `linear`.
+
+    A norm sees the channels that reach it: the input's before the conv, the output's after it.
+    No conv has a bias where the program has a norm: an arm must not gain parameters from its
+    placement alone.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        in_channels: int,
+        layers: Sequence[Layer],
+        *,
+        replicas: int = 1,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        self.program = tuple(program.split())
+        self.replicas = replicas
+        self.in_channels = in_channels
+        self.operations: list[str] = []  # names of submodules; "+" and "cat" stand for themselves
+        bias = "norm" not in self.program
+        norm = nn.BatchNorm1d if "linear" in self.program else nn.BatchNorm2d
+        width = in_channels  # channels of one replica that reach the next operation
+        remaining = iter(layers)
+        for operation in self.program:
+            match operation:
+                case "norm":
+                    module = norm(replicas * width, BN_EPS, BN_MOMENTUM, affine=affine)
+                case "act":
+                    module = nn.ReLU(inplace=False)  # in place would destroy what the probe reads
+                case "linear":
+                    layer = next(remaining)
+                    module = Linear(width, layer.width, replicas=replicas, bias=bias)
+                    width = layer.width
+                case "conv":
+                    layer = next(remaining)
+                    module = nn.Conv2d(
+                        replicas * width,
+                        replicas * layer.width,
+                        layer.kernel,
+                        layer.stride,
+                        padding=layer.kernel // 2,
+                        groups=replicas,
+                        bias=bias,
+                    )
+                    width = layer.width
+                case "+":
+                    self.shortcut = Shortcut(
+                        in_channels,
+                        width,
+                        stride=math.prod(layer.stride for layer in layers),
+                        replicas=replicas,
+                    )
+                    self.operations.append("+")
+                    continue
+                case "cat":
+                    width += in_channels
+                    self.operations.append("cat")
+                    continue
+                case _:
+                    raise AssertionError(operation)
+            # Counted within its kind, so that a conv has one name in every placement.
+            name = f"{operation}{sum(op.startswith(operation) for op in self.operations)}"
+            self.add_module(name, module)
+            self.operations.append(name)
+        self.out_channels = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for operation in self.operations:
+            match operation:
+                case "+":
+                    out = out + self.shortcut(x)
+                case "cat":
+                    # Replica-major on both sides: concatenate within each replica.
+                    pair = (part.unflatten(1, (self.replicas, -1)) for part in (x, out))
+                    out = torch.cat(tuple(pair), dim=2).flatten(1, 2)
+                case _:
+                    out = self.get_submodule(operation)(out)
+        return out
+
+
+def split_program(program: str) -> tuple[str, str]:
+    """The operations ahead of a program's first conv, and its first conv with what follows it.
+
+    The first part is what a pre-activation network needs ahead of its head, the second part, up
+    to the next conv, is how a post-activation network's stem treats its conv: whatever touches
+    the input and the head takes the order of the block, and nothing else.
+
+    >>> split_program("conv norm act conv norm + act")
+    ('', 'conv norm act')
+    >>> split_program("act norm conv act norm conv +")
+    ('act norm', 'conv act norm')
+    """
+    operations = program.split()
+    first = operations.index("conv")
+    ends = (
+        at for at in range(first + 1, len(operations)) if operations[at] in {"conv", "+", "cat"}
+    )
+    end = next(ends, len(operations))
+    return " ".join(operations[:first]), " ".join(operations[first:end])

@@ -1,0 +1,117 @@
+"""Where a row comes from: the code, the versions, the machine. Torch and the standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from harness.records import Provenance
+from harness.trials import TRAINING_VERSION
+
+TRAINING_MODULES = (
+    "blocks",
+    "datasets",
+    "gradients",
+    "networks",
+    "optimizers",
+    "records",
+    "train",
+    "trials",
+)
+"""The modules whose source decides what a trial's rows say."""
+
+
+def describe(
+    device: torch.device, *, started: datetime, attempt: int = 1, run: str = ""
+) -> Provenance:
+    """The provenance of a trial that ends now."""
+    on_gpu = device.type == "cuda"
+    commit, dirty = read_commit()
+    return Provenance(
+        attempt=attempt,
+        run=run,
+        started=started,
+        finished=datetime.now(UTC),
+        host=socket.gethostname(),
+        worker=os.getpid(),
+        device_kind=device.type,
+        device=torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        driver=_driver() if on_gpu else "",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda or "",
+        deterministic=describe_determinism(),
+        commit=commit,
+        dirty=dirty,
+        code_digest=digest_code(),
+        training_version=TRAINING_VERSION,
+    )
+
+
+def describe_determinism() -> str:
+    """The flags that decide whether a GPU repeats its bits."""
+    flags = {
+        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
+    }
+    return " ".join(f"{name}={value}" for name, value in flags.items())
+
+
+@cache
+def digest_code() -> str:
+    """16 hex digits over the source of `TRAINING_MODULES`."""
+    digest = hashlib.blake2b(digest_size=8)
+    for module in TRAINING_MODULES:
+        digest.update((Path(__file__).parent / f"{module}.py").read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def read_commit() -> tuple[str, bool]:
+    """The commit of the checkout this file lies in, and whether it has changes; ("", False) without."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no checkout
+        return "", False
+    return head.stdout.strip(), bool(status.stdout.strip())
+
+
+@cache
+def _processor() -> str:
+    """What /proc calls the processor; `platform.processor()` is empty on Linux."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _driver() -> str:
+    """Version of the NVIDIA driver, from its own line in /proc: no process, no extra library."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+    except OSError:
+        return ""
+    return next((word for word in words if word[0].isdigit() and "." in word), "")

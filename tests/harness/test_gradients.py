@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.blocks import Block, Linear
+from harness.datasets import load_images
+from harness.gradients import EARLY_STEPS, QUANTITIES, Probe
+from harness.networks import build_network, initialize
+from harness.trials import PROGRAMS
+
+EVERY_ARM = [
+    pytest.param(architecture, placement, id=f"{architecture}-{placement}")
+    for architecture, programs in PROGRAMS.items()
+    for placement in programs
+]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits")
+
+
+def probe_of(trials, digits, *, double=False, steps_per_epoch=4):
+    network = build_network(trials[0], digits.shape, digits.classes, replicas=len(trials))
+    initialize(network, trials)
+    probe = Probe.on(digits, network, trials[0], steps_per_epoch=steps_per_epoch)
+    if double:
+        network.double()
+        probe.x_NDHW = probe.x_NDHW.double()
+    return probe
+
+
+def slow_twin(network, x, y):  # noqa: C901 - plain on purpose
+    """The same quantities for one replica, spelled out layer by layer with plain loops."""
+    events = []
+
+    def note(kind, tensor):
+        if kind != "relu":
+            tensor.retain_grad()
+        events.append((kind, tensor))
+
+    hooks = []
+    for name, module in network.named_modules():
+        match module:
+            case nn.Conv2d() | Linear():
+                hook = functools.partial(lambda name, _m, _in, out: note(name, out), name)
+            case nn.ReLU():
+                hook = lambda _m, _in, out: note("relu", out)  # noqa: E731
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                hook = lambda _m, inputs, _out: note("norm", inputs[0])  # noqa: E731
+            case _:
+                continue
+        hooks.append(module.register_forward_hook(hook))
+    network.train()
+    functional.cross_entropy(network(x)[:, 0], y).backward()
+    for hook in hooks:
+        hook.remove()
+
+    table = {}
+    layers = [at for at, event in enumerate(events) if event[0] not in {"relu", "norm"}]
+    for at, end in zip(layers, [*layers[1:], len(events)], strict=True):
+        name, z = events[at]
+        module = network.get_submodule(name)
+        relu = next((out for kind, out in events[at:end] if kind == "relu"), None)
+        normed = next((out for kind, out in events[at:end] if kind == "norm"), None)
+        g, z, w, gw = z.grad, z.detach(), module.weight.detach(), module.weight.grad
+        channels = range(z.shape[1])
+        filters = range(w.shape[0])
+        row = dict.fromkeys(QUANTITIES, math.nan)
+        row["actgrad_total"] = sum(float(v) ** 2 for v in g.flatten()) ** 0.5
+        row["act_mean"] = sum(float(z[:, c].mean()) for c in channels) / len(channels)
+        row["act_var"] = sum(float(z[:, c].var(correction=0)) for c in channels) / len(channels)
+        row["actgrad_rel"] = float(g.pow(2).mean().sqrt()) * row["act_var"] ** 0.5
+        row["wgrad_norm"] = float(gw.norm())
+        row["weight_norm"] = float(w.norm())
+        row["effective_grad"] = row["wgrad_norm"] * row["weight_norm"]
+        if relu is not None:
+            zero = [relu[:, c] == 0 for c in range(relu.shape[1])]
+            row["zero_fraction"] = sum(float(c.double().mean()) for c in zero) / len(zero)
+            row["dead_fraction"] = sum(bool(c.all()) for c in zero) / len(zero)
+        if normed is not None:
+            gn = [normed.grad[:, c] for c in range(normed.shape[1])]
+            row["qa_sum"] = math.dist([float(c.sum()) for c in gn], [0] * len(gn)) / math.dist(
+                [float(c.abs().sum()) for c in gn], [0] * len(gn)
+            )
+        dots = [(w[f] * gw[f]) for f in filters]
+        row["qa_dot"] = math.dist([float(d.sum()) for d in dots], [0] * len(dots)) / math.dist(
+            [float(d.abs().sum()) for d in dots], [0] * len(dots)
+        )
+        table[name] = row
+    return table
+
+
+@pytest.mark.parametrize(("architecture", "placement"), EVERY_ARM)
+def test_every_quantity_is_its_slow_twin(trial_of, digits, architecture, placement):
+    trial = trial_of(architecture, placement, probe_size=8, width_factor=0.06)
+    probe = probe_of([trial], digits, double=True)
+    probe.read(0)
+    rows = probe.rows(0, "id")
+    twin = slow_twin(probe.network, probe.x_NDHW, probe.y_N)
+    assert [row.layer for row in rows] == list(twin)
+    for row in rows:
+        for quantity in QUANTITIES:
+            expected = twin[row.layer][quantity]
+            if quantity.startswith("qa_"):  # zero to rounding in both, or the same number
+                assert getattr(row, quantity) == pytest.approx(
+                    expected, rel=1e-6, abs=1e-9, nan_ok=True
+                ), (row.layer, quantity)
+            else:
+                assert getattr(row, quantity) == pytest.approx(expected, rel=1e-9, nan_ok=True), (
+                    row.layer,
+                    quantity,
+                )
+
+
+@pytest.mark.parametrize(("architecture", "placement"), EVERY_ARM)
+def test_exact_identities_hold_wherever_batch_norm_makes_them(
+    trial_of, digits, architecture, placement
+):
+    probe = probe_of([trial_of(architecture, placement, probe_size=32)], digits, double=True)
+    for module in probe.network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = 1e-14  # any more of it, and the scale of W has an effect after all
+    probe.read(0)
+    scale_invariant = {
+        f"{block_name}.{operation}"
+        for block_name, block in probe.network.named_modules()
+        if isinstance(block, Block)
+        for operation in _followed_by_norm(block.operations)
+    }
+    if placement != "none" and architecture != "preresnet":
+        assert scale_invariant
+    for row in probe.rows(0, "id"):
+        if not math.isnan(row.qa_sum):  # the gradient at a batch norm's input sums to zero
+            assert row.qa_sum < 1e-9, row.layer
+        if row.layer in scale_invariant:  # <W, gW> = 0 per filter: ReLU is homogeneous
+            assert row.qa_dot < 1e-9, row.layer
+
+
+def _followed_by_norm(operations):
+    """Layers that a norm follows with nothing but ReLU between: their scale has no effect."""
+    for at, operation in enumerate(operations):
+        following = [op.rstrip("0123456789") for op in operations[at + 1 :]]
+        if operation.startswith(("conv", "linear")):
+            rest = [op for op in following if op != "act"]
+            if rest and rest[0] == "norm":
+                yield operation
+
+
+def test_update_ratio_is_of_the_step_just_taken(trial_of, digits):
+    probe = probe_of([trial_of("plain", seed=seed) for seed in (0, 1)], digits)
+    probe.read(0)
+    probe.remember_weights()
+    for _, layer in probe.network.layers():
+        layer.weight.data[: len(layer.weight) // 2] *= 1.5  # the first replica only
+    probe.read(1)
+    for replica, ratio in ((0, 0.5), (1, 0.0)):
+        rows = probe.rows(replica, "id")
+        assert all(math.isnan(row.update_ratio) for row in rows if row.step == 0)
+        assert [row.update_ratio for row in rows if row.step == 1] == pytest.approx(
+            [ratio] * len(list(probe.network.layers()))
+        )
+
+
+@pytest.mark.parametrize("architecture", PROGRAMS)
+def test_a_replica_in_a_pack_reads_as_it_does_alone(trial_of, digits, architecture):
+    trials = [trial_of(architecture, "after", seed=seed) for seed in range(3)]
+    together = probe_of(trials, digits, double=True)
+    together.read(0)
+    for replica, trial in enumerate(trials):
+        alone = probe_of([trial], digits, double=True)
+        alone.read(0)
+        for row, other in zip(together.rows(replica, "id"), alone.rows(0, "id"), strict=True):
+            for quantity in QUANTITIES:
+                if not quantity.startswith("qa_"):
+                    assert getattr(row, quantity) == pytest.approx(
+                        getattr(other, quantity), rel=1e-9, nan_ok=True
+                    )
+
+
+def test_a_reading_leaves_nothing_behind(trial_of, digits):
+    probe = probe_of([trial_of("resnet", "after")], digits)
+    network = probe.network
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    network.eval()
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    random_state = torch.get_rng_state()
+    probe.read(0)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not network.training
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_readings_are_due_at_the_early_steps_and_at_every_epochs_end(trial_of, digits):
+    probe = probe_of([trial_of()], digits, steps_per_epoch=40)
+    due = [step for step in range(401) if probe.is_due(step)]
+    assert due == sorted({*EARLY_STEPS, *range(0, 401, 40)})
+
+
+def test_the_probe_batch_is_the_same_for_every_trial_of_a_data_set(trial_of, digits):
+    one, other = probe_of([trial_of("resnet")], digits), probe_of([trial_of("mlp", seed=3)], digits)
+    assert torch.equal(one.x_NDHW, other.x_NDHW)
+    assert torch.equal(one.y_N, other.y_N)
+
+
+# Yang et al. 2019, arXiv:1902.08129, theorem 3.10 (their s.3 and appendix): with batch norm the squared
+# gradient of an MLP grows by pi/(pi-1) per layer towards the input as the batch grows.
+LIMIT = math.pi / (math.pi - 1)
+
+
+def growth_per_layer(trial_of, placement, batch, *, depth=24, width=512, draws=3, seed=0):
+    """Geometric mean growth of the squared activation gradient per layer, away from both ends."""
+    generator = torch.Generator().manual_seed(seed)
+    logs = []
+    for draw in range(draws):
+        trial = trial_of("mlp", placement, depth=depth, width_factor=width / 512, seed=draw)
+        network = build_network(trial, (1, 1, width), 10)
+        initialize(network, [trial])
+        probe = Probe(
+            network=network,
+            x_NDHW=torch.randn(batch, 1, 1, width, generator=generator),
+            y_N=torch.randint(10, (batch,), generator=generator),
+            steps_per_epoch=1,
+        )
+        probe.read(0)
+        squares = [row.actgrad_total**2 for row in probe.rows(0, "id")[:-1]]
+        first, last = 4, depth - 4  # ends see the input and the head
+        logs.append(math.log(squares[first] / squares[last]) / (last - first))
+    return math.exp(sum(logs) / len(logs))
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_gradients_explode_by_pi_over_pi_minus_1_per_layer_under_batch_norm(trial_of, placement):
+    # Width 512 and 3 draws leave about 1 % of spread; the batch of 512 adds under 1 %.
+    assert growth_per_layer(trial_of, placement, 512) == pytest.approx(LIMIT, rel=0.03)
+
+
+def test_a_small_batch_explodes_faster_before_relu(trial_of):
+    # Yang et al. 2019, finite batches: 1.590 per layer at batch 16 for BN ahead of ReLU.
+    assert growth_per_layer(trial_of, "before", 16) == pytest.approx(1.590, rel=0.03)
+
+
+def test_without_batch_norm_he_initialisation_keeps_the_gradient(trial_of):
+    # Per layer the expectation is 1; its logarithm has a bias of order depth/width: 5/512.
+    assert growth_per_layer(trial_of, "none", 512) == pytest.approx(1.0, abs=0.03)

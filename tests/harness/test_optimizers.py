@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.networks import build_network, initialize
+from harness.optimizers import make_optimizer, make_schedule
+
+
+def test_the_schedule_warms_up_linearly_then_follows_torchs_cosine(trial_of):
+    trial = trial_of(epochs=10, warmup_epochs=2.0, lr=0.4)
+    schedule = make_schedule(trial, steps_per_epoch=5)
+
+    assert schedule[:10] == pytest.approx([0.04 * step for step in range(1, 11)])
+    torchs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(torchs, T_max=40)
+    for lr in schedule[10:]:
+        assert lr == pytest.approx(torchs.param_groups[0]["lr"])
+        torchs.step()
+        cosine.step()
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 3.0, 50.0])
+def test_the_schedule_has_one_positive_rate_per_step_and_none_above_the_peak(trial_of, warmup):
+    schedule = make_schedule(trial_of(epochs=3, warmup_epochs=warmup, lr=0.1), steps_per_epoch=7)
+    assert len(schedule) == 21
+    assert all(0 < lr <= 0.1 for lr in schedule)
+
+
+def test_a_step_is_nesterov_with_decay_on_weights_only(trial_of):
+    trial = trial_of("resnet", "before", lr=0.1, momentum=0.9, weight_decay=0.01)
+    network = build_network(trial, (1, 8, 8), 10)
+    initialize(network, [trial])
+    optimizer = make_optimizer(network, trial)
+    generator = torch.Generator().manual_seed(0)
+    slow = {
+        name: (p.detach().clone(), torch.zeros_like(p)) for name, p in network.named_parameters()
+    }
+    for _ in range(3):
+        for name, parameter in network.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            value, velocity = slow[name]
+            decayed = "norm" not in name and not name.endswith("bias")
+            grad = parameter.grad + (0.01 * value if decayed else 0)
+            velocity = 0.9 * velocity + grad
+            slow[name] = (value - 0.1 * (grad + 0.9 * velocity), velocity)
+        optimizer.step()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), slow[name][0])
