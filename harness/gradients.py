@@ -6,7 +6,7 @@ while a reading is taken; the training step never meets one.
 
 Shapes (letters of this module):
     N probe images, R replicas, D = R*C channels of a tensor, K rows of a weight (its filters)
-    L layers, Q quantities, P elements of everything that is reduced
+    L layers, Q quantities, M micro-batches, P elements of everything that is reduced
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ QUANTITIES = (
     "actgrad_total",
     "actgrad_rel",
     "wgrad_norm",
+    "wgrad_snr",
     "weight_norm",
     "effective_grad",
     "update_ratio",
@@ -64,6 +65,7 @@ class Probe:
     x_NDHW: Tensor
     y_N: Tensor
     steps_per_epoch: int
+    snr_batches: int = 0
     _readings: list[tuple[int, Tensor]] = field(default_factory=list)  # step, (L, Q, R)
     _weights: list[Tensor] | None = None  # ahead of the optimizer step that leads to a reading
 
@@ -80,6 +82,7 @@ class Probe:
             x_NDHW=Normalize(images, trial, device)(x_NRHWC.to(device)),
             y_N=part.y_N[: trial.probe_size].to(device),
             steps_per_epoch=steps_per_epoch,
+            snr_batches=trial.snr_batches,
         )
 
     def is_due(self, step: int) -> bool:
@@ -89,19 +92,22 @@ class Probe:
     @torch.no_grad()
     def remember_weights(self) -> None:
         """Keep the weights ahead of the step that leads to a reading, for its `update_ratio`."""
-        self._weights = [layer.weight.clone() for _, layer in self.network.layers()]
+        self._weights = [weight.clone() for weight in self._layer_weights()]
 
     def read(self, step: int) -> None:
         """Measure the network as it stands after `step` optimizer steps."""
         with _left_as_found(self.network), torch.autocast(self.x_NDHW.device.type, enabled=False):
             taps, loss = self._forward()
-            wanted = [tap.z_ND for tap in taps]
-            wanted += [layer.weight for _, layer in self.network.layers()]
+            wanted = [tap.z_ND for tap in taps] + self._layer_weights()
             normed = [tap.normed_ND for tap in taps if tap.normed_ND is not None]
             grads = torch.autograd.grad(loss, [*wanted, *normed])  # .grad is never touched
+            snr_LR = self._measure_snr()
         with torch.no_grad():
-            self._readings.append((step, self._measure(taps, grads)))
+            self._readings.append((step, self._measure(taps, grads, snr_LR)))
         self._weights = None
+
+    def _layer_weights(self) -> list[Tensor]:
+        return [layer.weight for _, layer in self.network.layers()]
 
     def _forward(self) -> tuple[list[_Tap], Tensor]:
         taps: list[_Tap] = []
@@ -129,12 +135,26 @@ class Probe:
         finally:
             for handle in handles:
                 handle.remove()
-        # One mean per replica, summed: no replica's gradient sees another's loss.
-        y_NR = self.y_N[:, None].expand(-1, self.network.replicas)
-        loss = functional.cross_entropy(y_NRK.flatten(0, 1), y_NR.flatten(), reduction="sum")
-        return taps, loss / len(self.y_N)
+        return taps, _mean_loss(y_NRK, self.y_N)
 
-    def _measure(self, taps: Sequence[_Tap], grads: Sequence[Tensor]) -> Tensor:
+    def _measure_snr(self) -> Tensor:
+        """(L, R): squared norm of the mean weight gradient over its variance across micro-batches."""
+        weights = self._layer_weights()
+        if self.snr_batches == 0:
+            return weights[0].new_full((len(weights), self.network.replicas), torch.nan)
+        parts = zip(
+            self.x_NDHW.chunk(self.snr_batches), self.y_N.chunk(self.snr_batches), strict=True
+        )
+        grads = [torch.autograd.grad(_mean_loss(self.network(x), y), weights) for x, y in parts]
+        snr: list[Tensor] = []
+        for of_layer in zip(*grads, strict=True):
+            grad_MRP = torch.stack(of_layer).unflatten(1, (self.network.replicas, -1)).flatten(2)
+            mean_RP = grad_MRP.mean(0)
+            variance_R = (grad_MRP - mean_RP).square().sum((0, 2)) / (len(grads) - 1)
+            snr.append(mean_RP.square().sum(1) / variance_R)
+        return torch.stack(snr)
+
+    def _measure(self, taps: Sequence[_Tap], grads: Sequence[Tensor], snr_LR: Tensor) -> Tensor:
         """(L, Q, R), the quantities in the order of `QUANTITIES`."""
         layers = [layer for _, layer in self.network.layers()]
         z_grads, weight_grads = grads[: len(taps)], grads[len(taps) : 2 * len(taps)]
@@ -148,9 +168,10 @@ class Probe:
                 weight_grad,
                 None if tap.normed_ND is None else next(normed_grads),
                 weight_before,
+                snr_R,
             )
-            for tap, z_grad, layer, weight_grad, weight_before in zip(
-                taps, z_grads, layers, weight_grads, before, strict=True
+            for tap, z_grad, layer, weight_grad, weight_before, snr_R in zip(
+                taps, z_grads, layers, weight_grads, before, snr_LR, strict=True
             )
         ]
         return torch.stack(reading)
@@ -163,6 +184,7 @@ class Probe:
         weight_grad: Tensor,
         normed_grad: Tensor | None,
         weight_before: Tensor | None,
+        snr_R: Tensor,
     ) -> Tensor:
         """(Q, R) of one layer."""
         replicas = self.network.replicas
@@ -204,6 +226,7 @@ class Probe:
                 actgrad_total,
                 actgrad_total / g_RP.shape[1] ** 0.5 * act_var.sqrt(),
                 wgrad_norm,
+                snr_R,
                 weight_norm,
                 weight_norm * wgrad_norm,
                 update_ratio,
@@ -236,6 +259,13 @@ class Probe:
                 zip(names, reading[:, :, replica].tolist(), strict=True)
             )
         )
+
+
+def _mean_loss(y_NRK: Tensor, y_N: Tensor) -> Tensor:
+    """One mean per replica, summed: no replica's gradient sees another's loss."""
+    y_NR = y_N[:, None].expand(-1, y_NRK.shape[1])
+    loss = functional.cross_entropy(y_NRK.flatten(0, 1), y_NR.flatten(), reduction="sum")
+    return loss / len(y_N)
 
 
 def _by_channel(x_ND: Tensor, replicas: int) -> Tensor:

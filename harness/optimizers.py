@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from harness.networks import Network
 from harness.trials import Trial
 
 
@@ -44,3 +47,43 @@ def make_schedule(trial: Trial, steps_per_epoch: int) -> list[float]:
         for step in range(steps - warmup)
     ]
     return rising + falling
+
+
+@contextmanager
+def grafted_updates(network: Network, donor: Network) -> Iterator[None]:
+    """Give the optimizer step of `network` taken inside the sizes of the donor's, taken inside too.
+
+    Layer by layer and replica by replica the step keeps its direction, and its relative size
+    ||dW|| / ||W|| becomes the donor's. That ratio is all that the magnitude of a gradient can do to
+    a weight whose scale batch norm makes irrelevant; so two arms with one donor differ by the
+    directions of their gradients, and one arm with two donors by the gradients' sizes.
+
+    Limits: biases and batch norm's scale and shift keep their own steps; the donor's sizes are those
+    along its own path, not along this one.
+
+    Source:
+        Layer-wise grafting, Agarwal et al. 2020, arXiv:2002.11803, alg. 1; why the ratio is the
+        effective learning rate: van Laarhoven 2017, arXiv:1706.05350, s.3.
+    """
+    ours = [layer.weight for _, layer in network.layers()]
+    theirs = [layer.weight for _, layer in donor.layers()]
+    ours_before = [weight.detach().clone() for weight in ours]
+    theirs_before = [weight.detach().clone() for weight in theirs]
+    yield
+    with torch.no_grad():
+        for weight, before, other, other_before in zip(
+            ours, ours_before, theirs, theirs_before, strict=True
+        ):
+            step = weight - before
+            size_R1 = _size(step, network.replicas) / _size(before, network.replicas)
+            wanted_R1 = _size(other - other_before, donor.replicas) / _size(
+                other_before, donor.replicas
+            )
+            scale_R1 = torch.where(size_R1 > 0, wanted_R1 / size_R1, 0)
+            scaled = step.unflatten(0, (network.replicas, -1)).flatten(1) * scale_R1
+            weight.copy_(before + scaled.view_as(step))
+
+
+def _size(weight: Tensor, replicas: int) -> Tensor:
+    """L2 norm of each replica's rows, (R, 1)."""
+    return weight.unflatten(0, (replicas, -1)).flatten(1).norm(dim=1, keepdim=True)

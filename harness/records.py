@@ -57,6 +57,11 @@ class Settings:
     final_norm: bool = column(
         "", "One more batch norm ahead of the head, in every arm.", default=False
     )
+    flow: str = column(
+        "",
+        "'own', or the placement whose relative update sizes each layer borrows.",
+        default="own",
+    )
     epochs: int = column("1", "Passes over the training part.", default=200)
     batch_size: int = column("1", "Images per optimizer step.", default=128)
     lr: float = column("1", "Peak learning rate.", default=0.1)
@@ -73,9 +78,13 @@ class Settings:
     memory_format: str = column(
         "", "Layout of activations: 'channels_last' or 'contiguous'.", default="channels_last"
     )
+    compile: bool = column("", "The network runs through torch.compile.", default=False)
     threads: int = column("1", "Intra-op CPU threads; another count changes the sums.", default=1)
     pack_size: int = column("1", "Seeds trained together as one grouped network.", default=1)
     probe_size: int = column("1", "Images in the batch that measures gradient flow.", default=256)
+    snr_batches: int = column(
+        "1", "Parts of the probe batch whose gradients are compared; 0 for none.", default=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +177,10 @@ class GradientRow:
     )
     wgrad_norm: float = column(
         "1", "L2 norm of the weight gradient; NOT comparable across placements."
+    )
+    wgrad_snr: float = column(
+        "1",
+        "||mean of gW||^2 over its variance across `snr_batches` parts of the probe batch; NaN where off.",
     )
     weight_norm: float = column("1", "L2 norm of W.")
     effective_grad: float = column(

@@ -25,7 +25,7 @@ from torch.nn import functional
 from harness.datasets import Batches, Images, Normalize, Part
 from harness.gradients import Probe
 from harness.networks import Network, build_network, initialize
-from harness.optimizers import make_optimizer, make_schedule
+from harness.optimizers import grafted_updates, make_optimizer, make_schedule
 from harness.provenance import describe
 from harness.records import EpochRow, Outcome, TrialRow, TrialRows
 from harness.trials import Trial
@@ -64,13 +64,9 @@ def train_pack(
     assert all(asked in replicas for asked in trials), "trials of one pack differ only in seed"
     started = datetime.now(UTC)
 
-    network = build_network(trial, images.shape, images.classes, replicas=len(replicas))
-    initialize(network, replicas)
-    network = network.to(device)
-    if trial.memory_format == "channels_last":
-        network = network.to(memory_format=torch.channels_last)
     batches = Batches(images, replicas, device)
-    optimizer = make_optimizer(network, trial)
+    learner = Learner(replicas, images, device)
+    network = learner.network
     schedule = make_schedule(trial, batches.steps)
     probe = Probe.on(images, network, trial, steps_per_epoch=batches.steps)
     evaluate = Evaluation(images, trial, device)
@@ -86,22 +82,9 @@ def train_pack(
         for x_BDHW, y_BR in batches.epoch():
             if probe.is_due(step + 1):
                 probe.remember_weights()
-            for group in optimizer.param_groups:
-                group["lr"] = schedule[step]
-            with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
-                y_BRK = network(x_BDHW)
-            loss_BR = functional.cross_entropy(
-                y_BRK.float().flatten(0, 1),
-                y_BR.flatten(),
-                reduction="none",
-                label_smoothing=trial.label_smoothing,
-            ).view_as(y_BR)
-            loss_R = loss_BR.mean(0)
-            optimizer.zero_grad(set_to_none=True)
-            loss_R.sum().backward()  # replicas share no weight: the sum keeps their gradients apart
-            optimizer.step()
+            loss_R, hits_R = learner.step(x_BDHW, y_BR, lr=schedule[step])
             step += 1
-            ledger.note_step(loss_R.detach(), (y_BRK.argmax(-1) == y_BR).sum(0))
+            ledger.note_step(loss_R, hits_R)
             if probe.is_due(step):
                 with clock.probing():
                     probe.read(step)
@@ -133,6 +116,49 @@ def train_pack(
             )
         )
     return rows
+
+
+class Learner:
+    """A network with its optimizer, and the donor of its flow where the trial names one."""
+
+    def __init__(self, replicas: Sequence[Trial], images: Images, device: torch.device) -> None:
+        self._trial = trial = replicas[0]
+        network = build_network(trial, images.shape, images.classes, replicas=len(replicas))
+        initialize(network, replicas)
+        network = network.to(device)
+        if trial.memory_format == "channels_last":
+            network = network.to(memory_format=torch.channels_last)
+        self.network = network
+        # The probe's hooks stay on the network itself; compiled, it shares every weight with it.
+        self._forward = torch.compile(network) if trial.compile else network
+        self._optimizer = make_optimizer(network, trial)
+        self._donor = None
+        if trial.flow != "own":
+            self._donor = Learner([replica.donor for replica in replicas], images, device)
+
+    def step(self, x_BDHW: Tensor, y_BR: Tensor, *, lr: float) -> tuple[Tensor, Tensor]:
+        """One optimizer step; returns the mean loss and the number of hits of each replica."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        bfloat16 = self._trial.precision == "bfloat16"
+        with torch.autocast(x_BDHW.device.type, torch.bfloat16, enabled=bfloat16):
+            y_BRK = self._forward(x_BDHW)
+        loss_BR = functional.cross_entropy(
+            y_BRK.float().flatten(0, 1),
+            y_BR.flatten(),
+            reduction="none",
+            label_smoothing=self._trial.label_smoothing,
+        ).view_as(y_BR)
+        loss_R = loss_BR.mean(0)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss_R.sum().backward()  # replicas share no weight: the sum keeps their gradients apart
+        if self._donor is None:
+            self._optimizer.step()
+        else:
+            with grafted_updates(self.network, self._donor.network):
+                self._optimizer.step()
+                self._donor.step(x_BDHW, y_BR, lr=lr)
+        return loss_R.detach(), (y_BRK.argmax(-1) == y_BR).sum(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,15 +70,13 @@ DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "dataset": DATASETS,
-    "architecture": tuple(PROGRAMS),
     "stage": ("study", "tuning"),
     "recipe": ("common", "tuned"),
     "augmentation": ("crop-flip", "none"),
     "precision": ("float32", "bfloat16"),
     "memory_format": ("channels_last", "contiguous"),
 }
-"""The settings that are one of a few words, and the words. Placements depend on the architecture:
-see PROGRAMS."""
+"""The settings that are one of a few words; architectures and placements are in PROGRAMS."""
 
 
 def find_program_mistake(architecture: str, program: str) -> str | None:
@@ -167,6 +165,12 @@ class Trial(Settings):
         """
         block = [self.dataset, self.architecture, self.depth, self.seed, self.stage]
         return int.from_bytes(_digest(block), "big")
+
+    @property
+    def donor(self) -> Trial:
+        """The trial whose update sizes this one borrows: its own block, in the placement `flow`."""
+        program = PROGRAMS[self.architecture][self.flow]
+        return replace(self, placement=self.flow, program=program, flow="own")
 
     @property
     def pack(self) -> tuple[int, ...]:

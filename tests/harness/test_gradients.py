@@ -168,6 +168,27 @@ def test_update_ratio_is_of_the_step_just_taken(trial_of, digits):
         )
 
 
+def test_signal_to_noise_is_its_slow_twin_and_off_by_default(trial_of, digits):
+    probe = probe_of([trial_of("plain", seed=seed) for seed in (0, 1)], digits, double=True)
+    probe.read(0)
+    assert all(math.isnan(row.wgrad_snr) for row in probe.rows(0, "id"))
+
+    probe.snr_batches = 4
+    probe.read(1)
+    rows = [row for row in probe.rows(1, "id") if row.step == 1]
+    weights = [layer.weight for _, layer in probe.network.layers()]
+    grads = []
+    for part in range(4):
+        at = slice(16 * part, 16 * part + 16)
+        logits = probe.network(probe.x_NDHW[at])[:, 1]
+        grads.append(torch.autograd.grad(functional.cross_entropy(logits, probe.y_N[at]), weights))
+    for index, row in enumerate(rows):
+        ours = [grad[index][len(grad[index]) // 2 :].flatten() for grad in grads]
+        mean = sum(ours) / 4
+        variance = sum(float((grad - mean) @ (grad - mean)) for grad in ours) / 3
+        assert row.wgrad_snr == pytest.approx(float(mean @ mean) / variance, rel=1e-9)
+
+
 @pytest.mark.parametrize("architecture", PROGRAMS)
 def test_a_replica_in_a_pack_reads_as_it_does_alone(trial_of, digits, architecture):
     trials = [trial_of(architecture, "after", seed=seed) for seed in range(3)]

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from harness.networks import build_network, initialize
-from harness.optimizers import make_optimizer, make_schedule
+from harness.optimizers import grafted_updates, make_optimizer, make_schedule
 
 
 def test_the_schedule_warms_up_linearly_then_follows_torchs_cosine(trial_of):
@@ -47,3 +48,39 @@ def test_a_step_is_nesterov_with_decay_on_weights_only(trial_of):
         optimizer.step()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.detach(), slow[name][0])
+
+
+def test_a_grafted_step_keeps_its_direction_and_takes_the_donors_relative_size(trial_of):
+    ours, donor = (
+        [trial_of("plain", placement, seed=seed) for seed in (0, 1)]
+        for placement in ("after", "before")
+    )
+    networks = []
+    for trials in (ours, donor):
+        network = build_network(trials[0], (1, 8, 8), 10, replicas=2)
+        initialize(network, trials)
+        networks.append((network, [layer.weight.detach().clone() for _, layer in network.layers()]))
+    generator = torch.Generator().manual_seed(0)
+    steps = []
+    with torch.no_grad(), grafted_updates(networks[0][0], networks[1][0]):
+        for network, _ in networks:
+            for _, layer in network.layers():
+                steps.append(0.1 * torch.randn(layer.weight.shape, generator=generator))
+                layer.weight += steps[-1]
+
+    (ours_network, ours_before), (donor_network, donor_before) = networks
+    layers = zip(
+        ours_network.layers(),
+        ours_before,
+        donor_network.layers(),
+        donor_before,
+        steps,
+        strict=False,
+    )
+    for (_, layer), before, (_, other), other_before, step in layers:
+        for rows in (slice(0, len(before) // 2), slice(len(before) // 2, None)):
+            moved = (layer.weight.detach() - before)[rows].flatten()
+            wanted = (other.weight.detach() - other_before)[rows].norm() / other_before[rows].norm()
+            torch.testing.assert_close(moved.norm() / before[rows].norm(), wanted)
+            cosine = functional.cosine_similarity(moved, step[rows].flatten(), dim=0)
+            assert float(cosine) == pytest.approx(1.0, abs=1e-5)

@@ -20,6 +20,7 @@ from harness.train import prepare_worker, train_pack
 from harness.trials import PROGRAMS
 
 CPU = torch.device("cpu")
+NOTE = train.Ledger.note_step
 WHERE_AND_WHEN = {"started", "finished", "wall_time", "probe_time", "peak_memory", "worker", "host"}
 
 
@@ -232,7 +233,9 @@ def test_rows_join_and_count(trial_of, digits):
 
 def test_bfloat16_keeps_the_probe_and_the_loss_in_float32(trial_of, digits):
     trial = trial_of("plain", epochs=1, precision="bfloat16")
-    (half,) = run(digits, trial)
+    with mock.patch.object(train.Ledger, "note_step", autospec=True, side_effect=NOTE) as note:
+        (half,) = run(digits, trial)
+    assert all(call.args[1].dtype == torch.float32 for call in note.call_args_list)
     (full,) = run(digits, replace(trial, precision="float32"))
     at_start = [row for row in half.gradients if row.step == 0]
     for row, other in zip(at_start, full.gradients, strict=False):
@@ -245,3 +248,38 @@ def test_label_smoothing_is_torchs(trial_of, digits):
     (plain,) = run(digits, trial_of("mlp", epochs=1))
     (smooth,) = run(digits, trial_of("mlp", epochs=1, label_smoothing=0.2))
     assert smooth.trial.train_loss > plain.trial.train_loss
+
+
+def test_an_arm_that_borrows_its_own_flow_is_unchanged(trial_of, digits):
+    trial = trial_of("plain", "after", epochs=1)
+    (own,) = run(digits, trial)
+    (borrowed,) = run(digits, replace(trial, flow="after"))
+    assert borrowed.trial.train_loss == pytest.approx(own.trial.train_loss, rel=1e-4)
+
+
+def test_borrowed_flow_gives_each_layer_the_donors_update_ratio(trial_of, digits):
+    trial = trial_of("plain", "after", epochs=1)
+    (grafted,) = run(digits, replace(trial, flow="before"))
+    (donor,) = run(digits, trial_of("plain", "before", epochs=1))
+    (own,) = run(digits, trial)
+
+    def ratios(rows):
+        return [row.update_ratio for row in rows.gradients if row.step > 0]
+
+    assert ratios(grafted) == pytest.approx(ratios(donor), rel=1e-3)
+    assert ratios(grafted) != pytest.approx(ratios(own), rel=0.05)
+
+
+def test_signal_to_noise_leaves_training_bit_identical(trial_of, digits):
+    (without,) = run(digits, trial_of("mlp", epochs=1))
+    (with_it,) = run(digits, trial_of("mlp", epochs=1, snr_batches=4))
+    assert with_it.trial.test_correct == without.trial.test_correct
+    assert with_it.trial.train_loss == without.trial.train_loss
+    assert all(row.wgrad_snr > 0 for row in with_it.gradients)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_eager_one(trial_of, digits):
+    (eager,) = run(digits, trial_of("plain", epochs=1))
+    (compiled,) = run(digits, trial_of("plain", epochs=1, compile=True))
+    assert compiled.trial.train_loss == pytest.approx(eager.trial.train_loss, rel=1e-3)
