@@ -5,6 +5,8 @@
   + ClusterError  Ray cannot give what was asked for; whoever runs it asks for less or adds nodes
   + DataError     a data set is absent or not what it should be; says how to get it
   + StoreError    results cannot be written, or what is on disk is not ours
+    + DamagedFileError  one file is not what its name promises; a repair sets it aside
+    + ActiveRunError    another run is going on in the folder; wait for it, or join it
 
 A loss that turns non-finite is not an error: it is an outcome, `TrialRow.status == "diverged"`.
 """
@@ -40,3 +42,23 @@ class StoreError(HarnessError):
     """The results folder cannot be used."""
 
     exit_code = 3
+
+
+class DamagedFileError(StoreError):
+    """A file of the results is truncated, altered, foreign, or missing beside its trial."""
+
+    def __init__(self, location: str, path: str, reason: str) -> None:
+        super().__init__(
+            f"{location}/{path}: {reason}. To set it aside and train it again: "
+            f"python -m harness.upkeep repair {location}"
+        )
+        self.location = location
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DamagedFileError], tuple[str, str, str]]:
+        return DamagedFileError, (self.location, self.path, self.reason)
+
+
+class ActiveRunError(StoreError):
+    """Another run is going on in the results folder."""

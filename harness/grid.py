@@ -45,6 +45,7 @@ from harness.trials import (
     find_depth_mistake,
     find_program_mistake,
 )
+from harness.tuning import Tuning
 
 MAX_TRIALS = 100_000
 
@@ -57,8 +58,11 @@ class Grid:
     source: str
     """The YAML text as written."""
     trials: tuple[Trial, ...]
-    """The seed varies slowest and the placement fastest: what is cut short leaves whole pairs."""
+    """The study at its common recipe, the seed varying slowest and the placement fastest: what is
+    cut short leaves whole pairs."""
     plan: AnalysisPlan
+    tuning: Tuning | None
+    """The recipes to try ahead of the study; None where it runs at the common recipe alone."""
     programs: Mapping[str, Mapping[str, str]]
     """architecture -> placement -> program, the grid's own placements among them."""
     overrides: tuple[str, ...]
@@ -96,6 +100,7 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
         source=document.source,
         trials=tuple(expand(products, form.seeds, programs=programs)),
         plan=AnalysisPlan(grid=form.name, **form.margins.said(), **form.analysis.said()),
+        tuning=None if form.tuning is None else Tuning(**{"weight_decay": ()} | form.tuning.said()),
         programs=programs,
         overrides=tuple(overrides),
     )
@@ -298,8 +303,6 @@ class _Defaults(_Form):
     noun = "a setting"
 
     dataset: _OneOrMore[_Dataset] = _UNSAID
-    stage: _OneOrMore[Annotated[str, _word("a stage", WORDS["stage"])]] = _UNSAID
-    recipe: _OneOrMore[Annotated[str, _word("a recipe", WORDS["recipe"])]] = _UNSAID
     architecture: _OneOrMore[_Architecture] = _UNSAID
     bottleneck: _OneOrMore[_Boolean] = _UNSAID
     depth: _OneOrMore[_Depth] = _UNSAID
@@ -371,6 +374,15 @@ class _Analysis(_Form):
     looks: Annotated[int, _whole(1, 20)] = _UNSAID
 
 
+class _Tuning(_Form):
+    noun = "a choice of the tuning stage"
+
+    lr: _OneOrMore[_Positive]
+    weight_decay: _OneOrMore[_Fraction] = ()
+    seeds: Annotated[int, _whole(1, 100)]
+    epochs: Annotated[int, _whole(1, 10_000)] = _UNSAID
+
+
 class _OwnPrograms(_Form):
     noun = "an architecture"
 
@@ -394,6 +406,7 @@ class _GridForm(_Form):
     ]
     margins: _Margins = _Margins()
     analysis: _Analysis = _Analysis()
+    tuning: _Tuning | None = _UNSAID
     programs: _OwnPrograms = _OwnPrograms()
     grid: Annotated[tuple[_Product, ...], BeforeValidator(_list_products)]
 
@@ -425,7 +438,7 @@ def _explain(error: Mapping[str, Any], document: Document) -> str:
             return _explain_value(document, loc, error["ctx"]["error"])
         case "extra_forbidden":
             return _explain_unknown_key(loc)
-        case "missing" if around:
+        case "missing" if around[:1] == ["grid"]:
             return f"{key!r} is missing, here and in defaults"
         case "missing":
             return f"{key!r} is missing"
@@ -461,6 +474,7 @@ _SECTIONS: Mapping[int | str, type[_Form]] = {
     "grid": _Defaults,
     "margins": _Margins,
     "analysis": _Analysis,
+    "tuning": _Tuning,
     "programs": _OwnPrograms,
 }
 _ELSEWHERE = {

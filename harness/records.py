@@ -6,6 +6,7 @@ The Arrow schema, the axis titles and the documentation of a results folder come
     epochs     one row per (trial, epoch):          EpochRow
     gradients  one row per (trial, reading, layer): GradientRow
     failures   one row per attempt that broke:      FailureRow
+    choices    one row per recipe that was tuned:   ChoiceRow
 
 Fractions are fractions (0.97, not 97), times are seconds, memory is bytes, and a number that does
 not exist is NaN. Standard library only: `analysis` imports this module and no other of `harness`.
@@ -221,6 +222,19 @@ class FailureRow:
     failed_at: datetime = column("", "UTC time.")
     host: str = column("", "Name of the machine; empty where it is not known.")
     code_digest: str = column("", "Digest of the source of the training code.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRow(Settings):
+    """Table `choices`: one row per (arm, recipe) of the tuning stage; its seed says nothing."""
+
+    seeds: int = column("1", "Trials of this recipe.")
+    diverged: int = column("1", "How many of them diverged; each scores 0.")
+    validation_accuracy: float = column("1", "Mean share of validation images right.")
+    chosen: bool = column("", "The best recipe of its arm: the study runs at it.")
+    at_edge: bool = column(
+        "", "The rate is the smallest or largest tried: a better one may lie beyond."
+    )
 
 
 @dataclass(frozen=True, slots=True)

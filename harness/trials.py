@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from harness import zoo
 from harness.records import Settings
 
 TRAINING_VERSION = 1
@@ -67,16 +69,64 @@ _SKELETONS: Mapping[str, tuple[str, ...]] = {
 """What is left of an architecture's program when `norm` and `act` are taken out."""
 
 DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "synthetic")
+"""The data sets with a plain name; `find_dataset_mistake` knows those that are described by theirs."""
+
+SYNTHETIC = re.compile(r"synthetic:([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
+"""Channels, height, width, classes, images."""
+
+IMAGE_FOLDER = re.compile(
+    r"imagefolder:([A-Za-z0-9][\w.-]*):([1-9]\d{0,3})@([0-9a-f]{16})", re.ASCII
+)
+"""Name of the folder, pixels along a side, digest of the files: equal names, equal images."""
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "dataset": DATASETS,
-    "stage": ("study", "tuning"),
-    "recipe": ("common", "tuned"),
     "augmentation": ("crop-flip", "none"),
     "precision": ("float32", "bfloat16"),
     "memory_format": ("channels_last", "contiguous"),
 }
 """The settings that are one of a few words; architectures and placements are in PROGRAMS."""
+
+
+def find_dataset_mistake(dataset: str) -> str | None:
+    """Say why `dataset` names no data set; None if it names one.
+
+    >>> find_dataset_mistake("synthetic:3x32x32x10x60000")
+    >>> find_dataset_mistake("synthetic:3x32x32")
+    "'synthetic:' goes on with channels x height x width x classes x images: 3x32x32x10x60000"
+    >>> find_dataset_mistake("imagefolder:flowers:64")
+    'the digest of its files is missing: `python -m harness.datasets imagefolder:flowers:64` prints it'
+    """
+    if dataset.startswith("synthetic:"):
+        return _find_synthetic_mistake(dataset)
+    if dataset.startswith("imagefolder:"):
+        if IMAGE_FOLDER.fullmatch(dataset):
+            return None
+        if IMAGE_FOLDER.fullmatch(f"{dataset}@{'0' * 16}"):
+            return (
+                "the digest of its files is missing: "
+                f"`python -m harness.datasets {dataset}` prints it"
+            )
+        return "'imagefolder:' goes on with FOLDER:PIXELS@DIGEST: flowers:64@0123456789abcdef"
+    if dataset in DATASETS:
+        return None
+    return f"{dataset!r} is not a data set: {', '.join(DATASETS)}, synthetic:..., imagefolder:..."
+
+
+def _find_synthetic_mistake(dataset: str) -> str | None:
+    match = SYNTHETIC.fullmatch(dataset)
+    if match is None:
+        return (
+            "'synthetic:' goes on with channels x height x width x classes x images: "
+            "3x32x32x10x60000"
+        )
+    _, height, width, classes, images = map(int, match.groups())
+    most = (height + 1) // 2 * ((width + 1) // 2) - 1  # waves that differ on such a lattice
+    if not 2 <= classes <= most:
+        return f"images of {height}x{width} have room for 2 to {most} classes, not {classes}"
+    if images < 20 * classes:
+        return f"{classes} classes need {20 * classes} images or more, not {images}"
+    return None
 
 
 def find_program_mistake(architecture: str, program: str) -> str | None:
@@ -87,6 +137,8 @@ def find_program_mistake(architecture: str, program: str) -> str | None:
     >>> find_program_mistake("mlp", "linear relu")
     "'relu' is not an operation: linear, norm, act"
     """
+    if architecture in zoo.PROGRAMS:
+        return zoo.find_program_mistake(architecture, program)
     skeleton = _SKELETONS[architecture]
     known = (*dict.fromkeys(skeleton), "norm", "act")
     operations = program.split()
@@ -114,6 +166,8 @@ def find_depth_mistake(architecture: str, depth: int, *, bottleneck: bool = True
     >>> find_depth_mistake("vgg", 17)
     '11, 13, 16 or 19'
     """
+    if architecture in zoo.DEPTHS:
+        return zoo.find_depth_mistake(architecture, depth)
     match architecture:
         case "mlp":
             return None if depth >= 1 else "1 or more"

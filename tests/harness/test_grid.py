@@ -24,7 +24,7 @@ SEEDS = "seeds: 2\n"
 PRODUCT = "grid:\n  - {architecture: resnet, placement: before, depth: 8}\n"
 RESNET = ("architecture: resnet", "placement: before", "depth: 8")
 SETTINGS = (
-    "dataset, stage, recipe, architecture, bottleneck, depth, width_factor, growth, norm_affine, "
+    "dataset, architecture, bottleneck, depth, width_factor, growth, norm_affine, "
     "final_norm, flow, epochs, batch_size, lr, momentum, weight_decay, warmup_epochs, label_smoothing, "
     "augmentation, precision, memory_format, compile, threads, pack_size, probe_size, snr_batches, "
     "placement"
@@ -125,12 +125,12 @@ WRONG = [
     (
         "an unknown key",
         "seeds: 2\nmargin: {}\n" + PRODUCT,
-        "my.yaml:2: margin: not a key of a grid: name, defaults, seeds, margins, analysis, programs, grid; did you mean 'margins'?",
+        "my.yaml:2: margin: not a key of a grid: name, defaults, seeds, margins, analysis, tuning, programs, grid; did you mean 'margins'?",
     ),
     (
         "a setting at the top",
         "seeds: 2\nepochs: 3\n" + PRODUCT,
-        "my.yaml:2: epochs: not a key of a grid: name, defaults, seeds, margins, analysis, programs, grid; settings stand under defaults or in a product",
+        "my.yaml:2: epochs: not a key of a grid: name, defaults, seeds, margins, analysis, tuning, programs, grid; settings stand under defaults or in a product",
     ),
     (
         "an unknown setting",
@@ -161,6 +161,26 @@ WRONG = [
         "an unknown choice of the analysis",
         "seeds: 2\nanalysis: {look: 1}\n" + PRODUCT,
         "my.yaml:2: analysis.look: not a choice of the analysis: alpha, gradient_column, gradient_layer, gradient_window, looks; did you mean 'looks'?",
+    ),
+    (
+        "tuning without rates",
+        "seeds: 2\ntuning: {seeds: 2}\n" + PRODUCT,
+        "my.yaml:2: tuning: 'lr' is missing",
+    ),
+    (
+        "tuning at no rate",
+        "seeds: 2\ntuning: {lr: [0.1, 0], seeds: 2}\n" + PRODUCT,
+        "my.yaml:2: tuning.lr[1]: 0 is not a number above 0, up to 100",
+    ),
+    (
+        "tuning of something else",
+        "seeds: 2\ntuning: {lr: 0.1, seeds: 2, momentun: 0.9}\n" + PRODUCT,
+        "my.yaml:2: tuning.momentun: not a choice of the tuning stage: lr, weight_decay, seeds, epochs",
+    ),
+    (
+        "tuning that is no mapping",
+        "seeds: 2\ntuning: [0.1]\n" + PRODUCT,
+        "my.yaml:2: tuning: a list is not a mapping of 'key: value'",
     ),
     (
         "Norway: on",
@@ -714,7 +734,8 @@ def test_equal_settings_give_equal_trials_however_they_are_spelled(tmp_path):
 
 def test_the_form_knows_every_setting_and_every_architecture():
     fields = set(grid_module._Defaults.model_fields)
-    assert fields | {"program", "seed"} == set(Settings.__dataclass_fields__)
+    # The rest is not for a grid to say: it follows from the placement, the seeds, the tuning stage.
+    assert fields | {"program", "seed", "stage", "recipe"} == set(Settings.__dataclass_fields__)
     assert set(grid_module._OwnPrograms.model_fields) == set(PROGRAMS)
 
 
