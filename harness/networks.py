@@ -8,6 +8,9 @@ The block is what the study varies. What surrounds it follows one rule each:
   densenet          program puts ahead of its first conv, and densenet's transitions begin with
                     them too.
 * head              global average (not in mlp), then a linear layer with bias.
+
+A torchvision model is its own stem, blocks and pools, rewritten by `graphs`; its last linear layer
+is the head.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.blocks import BN_EPS, BN_MOMENTUM, Block, Layer, Linear, split_program
+from harness.graphs import build_graph
 from harness.trials import Trial, derive_seed
+from harness.zoo import PREFIX as TORCHVISION
 
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convs ahead of each pool: configurations A, B, D, E of Simonyan & Zisserman, arXiv:1409.1556."""
@@ -37,26 +42,34 @@ class Network(nn.Module):
         y_NRK: (N, R, classes).
     """
 
-    def __init__(self, features: nn.Sequential, width: int, classes: int, *, replicas: int) -> None:
+    def __init__(self, features: nn.Module, head: Linear | nn.Linear, *, replicas: int) -> None:
         super().__init__()
         self.replicas = replicas
         self.features = features
-        self.head = Linear(width, classes, replicas=replicas, bias=True)
+        self.head = head
 
     def forward(self, x_NDHW: Tensor) -> Tensor:
         return self.head(self.features(x_NDHW)).unflatten(1, (self.replicas, -1))
 
-    def layers(self) -> Iterator[tuple[str, nn.Conv2d | Linear]]:
+    def layers(self) -> Iterator[tuple[str, nn.Conv2d | Linear | nn.Linear]]:
         """Every layer with a weight, under its dotted name, from the input to the head."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d | Linear):
+            if isinstance(module, nn.Conv2d | Linear | nn.Linear):
                 yield name, module
 
 
 def build_network(
     trial: Trial, shape: tuple[int, int, int], classes: int, *, replicas: int = 1
 ) -> Network:
-    """The network of `trial` for images of `shape` (C, H, W), its weights not yet drawn."""
+    """The network of `trial` for images of `shape` (C, H, W), its weights not yet drawn.
+
+    Raises:
+        GridError: a torchvision model does not take images this small, or one of the settings.
+    """
+    if trial.architecture.startswith(TORCHVISION):
+        assert replicas == 1, "torchvision's layers have no groups to spare for replicas"
+        features, head = build_graph(trial, shape, classes)
+        return Network(features, head, replicas=1)
     build = {
         "mlp": _mlp,
         "vgg": _vgg,
@@ -73,7 +86,8 @@ def build_network(
         parts.append(norm(replicas * width, BN_EPS, BN_MOMENTUM, affine=trial.norm_affine))
     if trial.architecture != "mlp":
         parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return Network(nn.Sequential(*parts), width, classes, replicas=replicas)
+    head = Linear(width, classes, replicas=replicas, bias=True)
+    return Network(nn.Sequential(*parts), head, replicas=replicas)
 
 
 class _Builder:

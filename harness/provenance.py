@@ -20,11 +20,13 @@ TRAINING_MODULES = (
     "blocks",
     "datasets",
     "gradients",
+    "graphs",
     "networks",
     "optimizers",
     "records",
     "train",
     "trials",
+    "zoo",
 )
 """The modules whose source decides what a trial's rows say."""
 

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from harness import zoo
+from harness.graphs import load_model, rewrite, trace
+from harness.networks import build_network
+from harness.placements import Adjacencies, count_adjacencies, main, read_blocks
+from harness.trials import PROGRAMS
+
+SHOWN = """\
+torchvision/resnet18, depth 18, after: act norm, act norm +
+
+  stem           conv act norm pool
+  layer1.0 .. 1  conv act norm conv act norm +
+  layer2.0       conv act norm conv act norm (conv norm) +
+  layer2.1       conv act norm conv act norm +
+  layer3.0       conv act norm conv act norm (conv norm) +
+  layer3.1       conv act norm conv act norm +
+  layer4.0       conv act norm conv act norm (conv norm) +
+  layer4.1       conv act norm conv act norm +
+  head           pool linear
+
+  BN             20
+  BN>ReLU        0
+  ReLU>BN        17
+  BN>+>ReLU      0
+  ReLU>pool>BN   0
+
+"""
+
+
+def test_a_placement_is_shown_block_by_block(capsys):
+    assert main(["torchvision/resnet18", "after"]) == 0
+    assert capsys.readouterr().out == SHOWN
+
+
+# Counted by hand in torchvision/models/{vgg,resnet,densenet}.py: layers of the configuration, blocks
+# of each stage, 58 dense layers with two batch norms, the stem, three transitions, the last.
+AS_TORCHVISION_HAS_THEM = {
+    "vgg16": Adjacencies(0, 0, 0, 0, 0),
+    "vgg16_bn": Adjacencies(13, 13, 0, 0, 0),
+    "resnet18": Adjacencies(20, 1 + 8, 0, 8 + 3, 0),
+    "resnet50": Adjacencies(53, 1 + 2 * 16, 0, 16 + 4, 0),
+    "densenet121": Adjacencies(1 + 2 * 58 + 3 + 1, 1 + 2 * 58 + 3 + 1, 0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", AS_TORCHVISION_HAS_THEM)
+def test_torchvision_has_every_batch_norm_ahead_of_its_relu(name):
+    graph = trace(load_model(name)).graph
+    assert count_adjacencies(graph) == AS_TORCHVISION_HAS_THEM[name]
+
+
+def test_the_one_pool_between_relu_and_batch_norm_is_densenets_stem():
+    features = trace(load_model("densenet121"))
+    (stem, *_), layers = zip(*read_blocks(features.graph), strict=True)
+    assert stem == "features"
+    assert layers[:2] == ("conv norm act pool", "cat norm act conv norm act conv")
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "counts"),
+    [
+        ("vgg16_bn", "after", Adjacencies(13, 0, 13, 0, 0)),
+        ("vgg16_bn", "none", Adjacencies(0, 0, 0, 0, 0)),
+        ("densenet121", "after", Adjacencies(121, 0, 121, 0, 0)),
+        ("resnet50", "after", Adjacencies(53, 0, 49, 0, 0)),
+        ("resnet50", "after-inner", Adjacencies(53, 0, 33, 20, 0)),
+        # Behind the last addition of each stage but the fourth stands the next stage's projection:
+        # of 16 batch norms 12 reach the next addition by the skip path, and 4 are projections.
+        ("resnet50", "after-add", Adjacencies(53, 0, 49, 12 + 4, 0)),
+        ("mnasnet0_5", "after-inner", Adjacencies(52, 0, 35, 0, 0)),
+    ],
+)
+def test_a_rewritten_model_has_its_batch_norms_where_its_placement_says(name, placement, counts):
+    program = zoo.PROGRAMS[zoo.PREFIX + name][placement]
+    assert count_adjacencies(rewrite(load_model(name), program).graph) == counts
+
+
+EVERY_ARM = [
+    pytest.param(architecture, placement, id=f"{architecture}-{placement}")
+    for architecture, programs in PROGRAMS.items()
+    for placement in programs
+]
+
+
+@pytest.mark.parametrize(("architecture", "placement"), EVERY_ARM)
+def test_our_own_programs_are_read_back_from_the_networks(trial_of, architecture, placement):
+    trial = trial_of(architecture, placement, bottleneck=False)
+    with torch.device("meta"):
+        graph = trace(build_network(trial, (3, 32, 32), 10)).graph
+    programs = [operations for _, operations in read_blocks(graph)]
+    blocks = {"mlp": 3, "vgg": 8, "plain": 6, "resnet": 3, "preresnet": 3, "densenet": 12}
+    repeated = PROGRAMS[architecture][placement]
+    expected = blocks[architecture] + (
+        architecture == "plain"
+    )  # its stem is a block like the others
+    assert programs.count(repeated) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["reznet"],
+            (
+                "'reznet' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet or "
+                "torchvision/MODEL; did you mean 'resnet'?"
+            ),
+        ),
+        (
+            ["torchvision/resnet55"],
+            (
+                "'torchvision/resnet55' is not an architecture: mlp, vgg, plain, resnet, preresnet, "
+                "densenet or torchvision/MODEL; did you mean 'torchvision/resnet50'?"
+            ),
+        ),
+        (
+            ["resnet", "aftr"],
+            (
+                "'aftr' is not a placement of resnet: before, after, after-inner, after-relu, "
+                "after-add, none; did you mean 'after'?"
+            ),
+        ),
+        (
+            ["torchvision/vgg16_bn", "after-add"],
+            (
+                "'after-add' is not a placement of torchvision/vgg16_bn: before, after, after-inner, "
+                "none; it has no batch norm that ends a residual branch ahead of an addition and a ReLU"
+            ),
+        ),
+        (
+            ["torchvision/mnasnet1_0", "after"],
+            (
+                "'after' is not a placement of torchvision/mnasnet1_0: before, after-inner, none; some "
+                "of its batch norms have no ReLU behind them, and 'after' would have to add one; "
+                "'after-inner' swaps the pairs there are"
+            ),
+        ),
+        (
+            ["torchvision/vgg16", "after"],
+            "torchvision/vgg16 has no batch norm; torchvision/vgg16_bn has: no placement is defined",
+        ),
+        (
+            ["resnet", "after", "--depth", "21"],
+            "21 is not a depth of resnet, which has 6n+2: 20 or 26",
+        ),
+        (
+            ["torchvision/resnet18", "after", "--depth", "34"],
+            "34 is not a depth of torchvision/resnet18, which has 18",
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"harness.placements: {message}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["densenet"],
+        ["resnet", "--depth", "110"],
+        ["torchvision/vgg16"],
+        ["torchvision/vgg19_bn"],
+        ["torchvision/mnasnet1_0"],
+        ["torchvision/densenet201", "after"],
+        ["torchvision/regnet_y_400mf", "after"],
+        ["torchvision/vit_b_16"],
+    ],
+)
+def test_everything_shown_fits_80_columns(arguments, capsys):
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_a_model_without_batch_norm_is_shown_with_the_reason_it_has_no_placement(capsys):
+    main(["torchvision/vgg16"])
+    out = capsys.readouterr().out
+    assert out.startswith("torchvision/vgg16, as torchvision has it\n")
+    assert "No placement is defined: torchvision/vgg16 has no batch norm;" in out
+
+
+def test_our_own_networks_are_shown_where_torchvision_is_absent():
+    program = (
+        "import sys; sys.modules['torchvision'] = None; "
+        "from harness.placements import main; sys.exit(main(['mlp', 'after']))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
