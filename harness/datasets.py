@@ -7,15 +7,26 @@ Shapes (letters of this module):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import argparse
+import fcntl
+import json
+import mmap
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from harness import sources
 from harness.errors import DataError
-from harness.trials import Trial, derive_seed
+from harness.trials import Trial, derive_seed, find_dataset_mistake
 
 PADDING = 4
 """Zeros around an image that 'crop-flip' crops from, as He et al. 2015 (arXiv:1512.03385, s.4.2)."""
@@ -60,18 +71,47 @@ class Images:
         return channels, height, width
 
 
-def load_images(name: str, root: Path | None = None) -> Images:
-    """Read the data set called `name`; where it is kept on disk, below `root`.
+def load_images(name: str, root: Path | None = None, *, fetch: bool = False) -> Images:
+    """Map the data set called `name` into memory; made ready on this node by whoever asks first.
+
+    Files are looked for below `root`, else below the folder that the environment variable
+    BN_ORDER_DATA names, else below ~/.cache/bn-order, in torchvision's layout. With `fetch` absent
+    ones are downloaded; without it the network is never touched. Of the published training
+    images a tenth, 5,000 at most, are held out as the validation part.
+
+    Any number of processes may call this at once: the first one reads the files and writes the
+    parts as they will be used, the others wait for it, and all share the same pages of memory.
 
     Raises:
         DataError: no data set has this name, or its files are absent or damaged.
     """
-    if name not in _LOADERS:
-        raise DataError(f"{name!r} is not a data set this version can load: {', '.join(_LOADERS)}")
-    return _LOADERS[name](root)
+    mistake = find_dataset_mistake(name)
+    if mistake:
+        raise DataError(mistake)
+    if name == "digits":
+        return _digits()
+    root = root or default_root()
+    folder = root / ".shared" / f"{name.replace(':', '-')}-v{_SHARED_VERSION}"
+    images = _map_shared(name, folder)
+    if images is None:
+        with _exclusive(folder):
+            images = _map_shared(name, folder)  # by another process, meanwhile?
+            if images is None:
+                if fetch:
+                    sources.fetch(name, root)
+                _write_shared(_divide(name, sources.read(name, root)), folder)
+                images = _map_shared(name, folder)
+    if images is None:
+        raise DataError(f"{folder} is damaged as soon as it is written; is the disk all right?")
+    return images
 
 
-def _digits(_root: Path | None) -> Images:
+def default_root() -> Path:
+    """The folder of all data sets, where the caller does not say."""
+    return Path(os.environ.get("BN_ORDER_DATA") or "~/.cache/bn-order").expanduser()
+
+
+def _digits() -> Images:
     """1,797 handwritten digits of 8x8 pixels that scikit-learn carries.
 
     Train, validation and test parts hold 1,077, 180 and 540 images, stratified by class.
@@ -87,7 +127,14 @@ def _digits(_root: Path | None) -> Images:
     return _assemble("digits", x_NHWC, y_N, validation_N=validation_N, test_N=test_N)
 
 
-_LOADERS: Mapping[str, Callable[[Path | None], Images]] = {"digits": _digits}
+def _divide(name: str, source: sources.Labelled) -> Images:
+    held_out = min(5_000, int((~source.test_N).sum()) // 10)
+    validation_N = _stratified_pick(
+        source.y_N, held_out, name=f"{name}/validation", among=~source.test_N
+    )
+    return _assemble(
+        name, source.x_NHWC, source.y_N, validation_N=validation_N, test_N=source.test_N
+    )
 
 
 def _assemble(
@@ -95,16 +142,28 @@ def _assemble(
 ) -> Images:
     train_N = ~(validation_N | test_N)
     train = Part(x_NHWC[train_N], y_N[train_N])
-    pixels_PC = train.x_NHWC.flatten(0, 2).double()
+    mean_C, std_C = _measure_channels(train.x_NHWC)
     return Images(
         name=name,
         classes=int(y_N.max()) + 1,
         train=train,
         validation=Part(x_NHWC[validation_N], y_N[validation_N]),
         test=Part(x_NHWC[test_N], y_N[test_N]),
-        mean_C=pixels_PC.mean(0).float(),
-        std_C=pixels_PC.std(0, correction=0).float(),
+        mean_C=mean_C.float(),
+        std_C=std_C.float(),
     )
+
+
+def _measure_channels(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, from counts of the 256 values: exact and small."""
+    count_CV = torch.stack(
+        [x_NHW.flatten().bincount(minlength=256) for x_NHW in x_NHWC.unbind(-1)]
+    ).double()
+    share_CV = count_CV / count_CV.sum(1, keepdim=True)
+    value_V = torch.arange(256, dtype=torch.float64)
+    mean_C = share_CV @ value_V
+    variance_C = (share_CV * (value_V - mean_C[:, None]) ** 2).sum(1)
+    return mean_C, variance_C.sqrt()
 
 
 def _stratified_pick(y_N: Tensor, count: int, *, name: str, among: Tensor | None = None) -> Tensor:
@@ -128,6 +187,98 @@ def _stratified_pick(y_N: Tensor, count: int, *, name: str, among: Tensor | None
     return picked
 
 
+_SHARED_VERSION = 1
+"""Raised when the parts of a data set, or the files that keep them, come to be others."""
+
+_CONTENTS = "contents.json"
+
+
+def _map_shared(name: str, folder: Path) -> Images | None:
+    """The images kept in `folder`; None where they are absent or damaged.
+
+    The pages belong to all processes that map them. Who writes to a tensor gets a page of its
+    own: neither the file nor another process changes.
+    """
+    import numpy as np  # noqa: PLC0415 - torch itself maps no file that knows its shape
+
+    try:
+        contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
+        tensors: dict[str, Tensor] = {}
+        for file, crc in contents["crc32"].items():
+            if _checksum(folder / file) != crc:
+                return None
+            tensors[file] = torch.from_numpy(np.load(folder / file, mmap_mode="c"))
+        return Images(
+            name=name,
+            classes=contents["classes"],
+            **{
+                part: Part(tensors[f"{part}_x.npy"], tensors[f"{part}_y.npy"])
+                for part in ("train", "validation", "test")
+            },
+            mean_C=tensors["mean.npy"],
+            std_C=tensors["std.npy"],
+        )
+    except (OSError, ValueError, KeyError):  # no such folder, an empty file, text that is no JSON
+        return None
+
+
+def _write_shared(images: Images, folder: Path) -> None:
+    """Keep `images` in `folder`, which appears whole or not at all; under the lock only."""
+    import numpy as np  # noqa: PLC0415 - as above
+
+    tensors = {"mean.npy": images.mean_C, "std.npy": images.std_C}
+    for part in ("train", "validation", "test"):
+        tensors[f"{part}_x.npy"] = getattr(images, part).x_NHWC
+        tensors[f"{part}_y.npy"] = getattr(images, part).y_N
+    unfinished = folder.with_name(f".{folder.name}")
+    with _explained(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        unfinished.mkdir()
+        checksums: dict[str, int] = {}
+        for file, tensor in tensors.items():
+            with (unfinished / file).open("wb") as stream:
+                np.save(stream, tensor.numpy())
+                _flush(stream)
+            checksums[file] = _checksum(unfinished / file)
+        with (unfinished / _CONTENTS).open("w", encoding="utf-8") as stream:
+            json.dump({"classes": images.classes, "crc32": checksums}, stream)
+            _flush(stream)
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been used
+        unfinished.rename(folder)
+
+
+def _checksum(file: Path) -> int:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as content:
+        return zlib.crc32(content)
+
+
+def _flush(stream: IO[Any]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` among the processes of this node; a killed one lets go of it."""
+    with ExitStack() as stack:
+        with _explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(folder.with_name(f"{folder.name}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror}; "
+            "let BN_ORDER_DATA name a folder on a disk with room"
+        ) from error
+
+
 class Batches:
     """Training batches of R replicas: each has its own order and augmentation, from its own streams.
 
@@ -147,10 +298,7 @@ class Batches:
         self._augmented = trial.augmentation == "crop-flip"
         self._normalize = Normalize(images, trial, device)
         _, self._height, self._width = images.shape
-        margin = PADDING if self._augmented else 0
-        # F.pad counts from the last dimension: channels, width, height.
-        padded = torch.nn.functional.pad(images.train.x_NHWC, (0, 0, *[margin] * 4))
-        self._x_NHWC = padded.to(device)
+        self._x_NHWC = images.train.x_NHWC.to(device)  # on the CPU the shared pages themselves
         self._y_N = images.train.y_N.to(device)
         self._rows_H = torch.arange(self._height, device=device)
         self._columns_W = torch.arange(self._width, device=device)
@@ -166,32 +314,39 @@ class Batches:
         index_SBR = self._arrange(drawn)
         if not self._augmented:
             for index_BR in index_SBR:
-                yield self._gather(index_BR, self._rows_H, self._columns_W)
+                x_BRHWC = self._gather(index_BR, self._rows_H, self._columns_W)
+                yield self._normalize(x_BRHWC), self._y_N[index_BR]
             return
         offsets = [
             torch.randint(2 * PADDING + 1, (2, used), generator=generator)
             for generator in self._augment
         ]
         flips = [torch.randint(2, (used,), generator=generator) for generator in self._augment]
-        top_SBR = self._arrange([offset[0] for offset in offsets])
-        left_SBR = self._arrange([offset[1] for offset in offsets])
-        flip_SBR = self._arrange(flips).bool()
         mirrored_W = self._columns_W.flip(0)
-        for step, index_BR in enumerate(index_SBR):
-            columns = torch.where(flip_SBR[step, ..., None], mirrored_W, self._columns_W)
-            yield self._gather(
-                index_BR,
-                top_SBR[step, ..., None] + self._rows_H,
-                left_SBR[step, ..., None] + columns,
-            )
+        flip_SBR1 = self._arrange(flips)[..., None].bool()
+        columns_SBRW = torch.where(flip_SBR1, mirrored_W, self._columns_W) - PADDING
+        columns_SBRW = columns_SBRW + self._arrange([left for _, left in offsets])[..., None]
+        rows_SBRH = self._rows_H - PADDING + self._arrange([top for top, _ in offsets])[..., None]
+        for index_BR, rows_BRH, columns_BRW in zip(index_SBR, rows_SBRH, columns_SBRW, strict=True):
+            yield self._crop(index_BR, rows_BRH, columns_BRW)
 
     def _arrange(self, drawn: list[Tensor]) -> Tensor:
         """One (S*B,) draw per replica to (S, B, R) on the device."""
         return torch.stack(drawn, dim=-1).unflatten(0, (self.steps, self.size)).to(self._y_N.device)
 
-    def _gather(self, index_BR: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        x_BRHWC = self._x_NHWC[index_BR[..., None, None], rows[..., :, None], columns[..., None, :]]
+    def _crop(
+        self, index_BR: Tensor, rows_BRH: Tensor, columns_BRW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gather where rows and columns may lie in the padding, which is zero and stored nowhere."""
+        nearest_BRH = rows_BRH.clamp(0, self._height - 1)
+        nearest_BRW = columns_BRW.clamp(0, self._width - 1)
+        inside_BRHW = (rows_BRH == nearest_BRH)[..., :, None]
+        inside_BRHW = inside_BRHW & (columns_BRW == nearest_BRW)[..., None, :]
+        x_BRHWC = self._gather(index_BR, nearest_BRH, nearest_BRW) * inside_BRHW[..., None]
         return self._normalize(x_BRHWC), self._y_N[index_BR]
+
+    def _gather(self, index_BR: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._x_NHWC[index_BR[..., None, None], rows[..., :, None], columns[..., None, :]]
 
 
 class Normalize:
@@ -211,3 +366,36 @@ class Normalize:
 
 def _generator(trial: Trial, stream: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(trial.block_seed, stream))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.datasets",
+        description="Fetch data sets and make them ready for all workers of this machine.",
+        epilog="imagefolder:FOLDER:PIXELS prints the full name of the pictures in FOLDER, which "
+        "holds train/CLASS/PICTURE and test/CLASS/PICTURE.",
+    )
+    parser.add_argument("names", metavar="NAME", nargs="+", help="as `dataset` in a grid")
+    parser.add_argument("--root", type=Path, metavar="DIR", default=default_root())
+    options = parser.parse_args(arguments)
+    for asked in options.names:
+        unpinned = asked.startswith("imagefolder:") and "@" not in asked
+        try:
+            name = sources.name_folder(asked, options.root) if unpinned else asked
+            images = load_images(name, options.root, fetch=True)
+        except DataError as error:
+            print(f"harness.datasets: {error}", file=sys.stderr)  # noqa: T201 - a command line
+            return error.exit_code
+        parts = (images.train, images.validation, images.test)
+        sizes = " + ".join(f"{len(part):,}" for part in parts)
+        shape = "x".join(map(str, images.shape))
+        best = ""
+        if name.startswith("synthetic"):
+            best = f", of which nobody tells more than {sources.bayes_accuracy(images.classes):.1%}"
+        print(f"{name}: {sizes} images of {shape}, {images.classes} classes{best}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,6 +25,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from harness import zoo
 from harness.document import (
     MAX_SEEDS,
     Document,
@@ -37,6 +38,7 @@ from harness.document import (
 )
 from harness.records import AnalysisPlan, Settings
 from harness.trials import (
+    EVERY_PROGRAM,
     PROGRAMS,
     WORDS,
     Trial,
@@ -89,8 +91,8 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
     document.raise_mistakes()
     products = [product.said() for product in form.grid]
     programs = {
-        architecture: {**placements, **getattr(form.programs, architecture)}
-        for architecture, placements in PROGRAMS.items()
+        architecture: {**placements, **getattr(form.programs, architecture, {})}
+        for architecture, placements in EVERY_PROGRAM.items()
     }
     for at, text in _find_mistakes_of_the_whole(document, products, form.seeds, programs):
         document.refuse(at, text)
@@ -100,7 +102,7 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
         source=document.source,
         trials=tuple(expand(products, form.seeds, programs=programs)),
         plan=AnalysisPlan(grid=form.name, **form.margins.said(), **form.analysis.said()),
-        tuning=None if form.tuning is None else Tuning(**{"weight_decay": ()} | form.tuning.said()),
+        tuning=Tuning(**form.tuning.said()) if form.tuning else None,
         programs=programs,
         overrides=tuple(overrides),
     )
@@ -168,6 +170,26 @@ def _check_boolean(value: object) -> object:
     return value
 
 
+def _check_architecture(architecture: object) -> object:
+    if architecture not in EVERY_PROGRAM:
+        words = (*PROGRAMS, f"{zoo.PREFIX}MODEL")
+        reason = _is_not(architecture, "an architecture", words)
+        if isinstance(architecture, str) and architecture.startswith(zoo.PREFIX):
+            reason = zoo.explain_stranger(architecture) + did_you_mean(
+                architecture, tuple(zoo.PROGRAMS)
+            )
+        raise ValueError(reason)
+    return architecture
+
+
+def _check_with_architecture(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401
+    for architecture in info.data.get("architecture") or ():
+        mistake = zoo.find_setting_mistake(architecture, str(info.field_name), value)
+        if mistake:
+            raise ValueError(mistake)
+    return value
+
+
 def _check_depth(depth: int, info: ValidationInfo) -> int:
     for architecture in info.data.get("architecture") or ():
         for bottleneck in info.data.get("bottleneck") or (Settings.bottleneck,):
@@ -181,7 +203,12 @@ def _check_placement(placement: object, info: ValidationInfo) -> object:
     for architecture in info.data.get("architecture") or ():
         words = (info.context or {})[architecture]
         if placement not in words:
-            raise ValueError(_is_not(placement, f"a placement of {architecture}", words))
+            text = _is_not(placement, f"a placement of {architecture}", words)
+            if architecture in zoo.PROGRAMS and (
+                absence := zoo.explain_absence(architecture, str(placement))
+            ):
+                text = f"{text.partition('; did you mean')[0]}; {absence}"
+            raise ValueError(text)
     if not isinstance(placement, str):
         raise ValueError(f"{show(placement)} is not the name of a placement")  # noqa: TRY004 - pydantic collects ValueError
     return placement
@@ -190,7 +217,7 @@ def _check_placement(placement: object, info: ValidationInfo) -> object:
 def _check_flow(flow: object, info: ValidationInfo) -> object:
     # Built-in placements only: the donor's program is looked up among them.
     for architecture in info.data.get("architecture") or ():
-        words = ("own", *PROGRAMS[architecture])
+        words = ("own", *EVERY_PROGRAM[architecture])
         if flow not in words:
             raise ValueError(_is_not(flow, f"a flow of {architecture}", words))
     return flow
@@ -268,13 +295,14 @@ _OneOrMore = Annotated[
     tuple[_Value, ...], BeforeValidator(_list_values), AfterValidator(_check_distinct)
 ]
 _Dataset = Annotated[str, BeforeValidator(_check_dataset)]
+_ByArchitecture = Annotated[_Value, AfterValidator(_check_with_architecture)]
 _Boolean = Annotated[bool, BeforeValidator(_check_boolean)]
 _Positive = Annotated[float, _real("above 0, up to 100", lambda number: 0 < number <= 100)]
 _Fraction = Annotated[float, _real("from 0, below 1", lambda number: 0 <= number < 1)]
 _Warmup = Annotated[float, _real("from 0 to 10,000", lambda number: 0 <= number <= 10_000)]
 # Batch norm has no variance to divide by in a batch of one image.
 _Batch = Annotated[int, _whole(2, 65_536)]
-_Architecture = Annotated[str, _word("an architecture", tuple(PROGRAMS))]
+_Architecture = Annotated[str, BeforeValidator(_check_architecture)]
 _Placement = Annotated[str, BeforeValidator(_check_placement)]
 _Depth = Annotated[int, _whole(1, 2_000), AfterValidator(_check_depth)]
 _Programs = dict[
@@ -306,10 +334,10 @@ class _Defaults(_Form):
     architecture: _OneOrMore[_Architecture] = _UNSAID
     bottleneck: _OneOrMore[_Boolean] = _UNSAID
     depth: _OneOrMore[_Depth] = _UNSAID
-    width_factor: _OneOrMore[_Positive] = _UNSAID
+    width_factor: _OneOrMore[_ByArchitecture[_Positive]] = _UNSAID
     growth: _OneOrMore[Annotated[int, _whole(1, 1_024)]] = _UNSAID
     norm_affine: _OneOrMore[_Boolean] = _UNSAID
-    final_norm: _OneOrMore[_Boolean] = _UNSAID
+    final_norm: _OneOrMore[_ByArchitecture[_Boolean]] = _UNSAID
     flow: _OneOrMore[Annotated[str, BeforeValidator(_check_flow)]] = _UNSAID
     epochs: _OneOrMore[Annotated[int, _whole(1, 10_000)]] = _UNSAID
     batch_size: _OneOrMore[_Batch] = _UNSAID
@@ -327,7 +355,7 @@ class _Defaults(_Form):
     )
     compile: _OneOrMore[_Boolean] = _UNSAID
     threads: _OneOrMore[Annotated[int, _whole(1, 1_024)]] = _UNSAID
-    pack_size: _OneOrMore[Annotated[int, _whole(1, 64)]] = _UNSAID
+    pack_size: _OneOrMore[_ByArchitecture[Annotated[int, _whole(1, 64)]]] = _UNSAID
     probe_size: _OneOrMore[_Batch] = _UNSAID
     snr_batches: _OneOrMore[Annotated[int, _whole(0, 1_024), AfterValidator(_check_parts)]] = (
         _UNSAID
@@ -378,7 +406,7 @@ class _Tuning(_Form):
     noun = "a choice of the tuning stage"
 
     lr: _OneOrMore[_Positive]
-    weight_decay: _OneOrMore[_Fraction] = ()
+    weight_decay: _OneOrMore[_Fraction] = _UNSAID
     seeds: Annotated[int, _whole(1, 100)]
     epochs: Annotated[int, _whole(1, 10_000)] = _UNSAID
 
@@ -416,7 +444,7 @@ def _placements(document: Document) -> dict[str, tuple[str, ...]]:
     own = as_mapping(document.values.get("programs"))
     return {
         architecture: (*known, *as_mapping(own.get(architecture)))
-        for architecture, known in PROGRAMS.items()
+        for architecture, known in EVERY_PROGRAM.items()
     }
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 from datetime import UTC, datetime
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ TRAINING_MODULES = (
     "networks",
     "optimizers",
     "records",
+    "sources",
     "train",
     "trials",
     "zoo",
@@ -49,6 +51,7 @@ def describe(
         driver=_driver() if on_gpu else "",
         python=platform.python_version(),
         torch=torch.__version__,
+        torchvision=_version_of("torchvision"),
         cuda=torch.version.cuda or "",
         deterministic=describe_determinism(),
         commit=commit,
@@ -66,6 +69,15 @@ def describe_determinism() -> str:
         "tf32": torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
     }
     return " ".join(f"{name}={value}" for name, value in flags.items())
+
+
+@cache
+def _version_of(package: str) -> str:
+    """Without importing it: a worker that needs no torchvision should not pay for it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @cache

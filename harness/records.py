@@ -129,6 +129,9 @@ class Provenance:
     driver: str = column("", "Version of the GPU driver; empty on a CPU.")
     python: str = column("", "Version of Python.")
     torch: str = column("", "Version of torch.")
+    torchvision: str = column(
+        "", "Version of torchvision, whose models a trial may rewrite; empty without."
+    )
     cuda: str = column("", "Version of CUDA that torch was built with; empty without.")
     deterministic: str = column("", "Determinism flags that were set.")
     commit: str = column("", "Git commit of the code; empty outside a checkout.")

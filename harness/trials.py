@@ -58,6 +58,9 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
 }
 """architecture -> placement -> the operations of one block, in the order they run."""
 
+EVERY_PROGRAM: Mapping[str, Mapping[str, str]] = {**PROGRAMS, **zoo.PROGRAMS}
+"""PROGRAMS, and those that rewrite torchvision's own models."""
+
 _SKELETONS: Mapping[str, tuple[str, ...]] = {
     "mlp": ("linear",),
     "vgg": ("conv",),
@@ -223,7 +226,7 @@ class Trial(Settings):
     @property
     def donor(self) -> Trial:
         """The trial whose update sizes this one borrows: its own block, in the placement `flow`."""
-        program = PROGRAMS[self.architecture][self.flow]
+        program = EVERY_PROGRAM[self.architecture][self.flow]
         return replace(self, placement=self.flow, program=program, flow="own")
 
     @property
@@ -237,7 +240,7 @@ def expand(
     products: Sequence[Mapping[str, Sequence[Any]]],
     seeds: Sequence[int],
     *,
-    programs: Mapping[str, Mapping[str, str]] = PROGRAMS,
+    programs: Mapping[str, Mapping[str, str]] = EVERY_PROGRAM,
 ) -> Iterator[Trial]:
     """Every combination of every product, for every seed.
 

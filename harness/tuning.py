@@ -23,9 +23,9 @@ class Tuning:
     """The recipes to try: every rate with every decay, on so many seeds of their own."""
 
     lr: tuple[float, ...]
-    weight_decay: tuple[float, ...]
-    """Empty keeps each cell's own."""
     seeds: int
+    weight_decay: tuple[float, ...] = ()
+    """Empty keeps each cell's own."""
     epochs: int | None = None
     """None trains as long as the study does."""
 

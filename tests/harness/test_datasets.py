@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.transforms import functional as transforms
 
-from harness.datasets import PADDING, Batches, Images, Normalize, Part, load_images
+from harness.datasets import PADDING, Batches, Images, Normalize, Part, default_root, load_images
 from harness.errors import DataError
 from harness.trials import derive_seed
+from tests.harness.data_files import write_cifar
 
 CPU = torch.device("cpu")
 
@@ -117,8 +126,173 @@ def test_batches_arrive_in_the_trials_memory_format(colours, trial_of, memory_fo
     assert x_BDHW.is_contiguous(memory_format=torchs)
 
 
+GRATINGS = "synthetic:3x8x6x4x240"
+
+
+def equal(one, other):
+    def tensors(images):
+        yield from (images.mean_C, images.std_C)
+        for part in (images.train, images.validation, images.test):
+            yield from (part.x_NHWC, part.y_N)
+
+    return all(map(torch.equal, tensors(one), tensors(other)))
+
+
+def start(root, *, preparation=""):
+    """Load the gratings in a process of its own, which prints what it got."""
+    program = f"""
+import hashlib, os, pathlib, signal, sys
+from harness import datasets
+{preparation}
+images = datasets.load_images({GRATINGS!r}, pathlib.Path({str(root)!r}))
+content = b"".join(
+    tensor.numpy().tobytes()
+    for part in (images.train, images.validation, images.test)
+    for tensor in (part.x_NHWC, part.y_N)
+)
+print(hashlib.sha256(content).hexdigest())
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def test_parts_hold_a_tenth_out_of_training_stratified_by_class(tmp_path):
+    images = load_images(GRATINGS, tmp_path)
+    assert [len(part) for part in (images.train, images.validation, images.test)] == [180, 20, 40]
+    assert images.validation.y_N.bincount().tolist() == [5, 5, 5, 5]
+    assert images.name == GRATINGS
+    pixels_PC = images.train.x_NHWC.flatten(0, 2).double()
+    torch.testing.assert_close(images.mean_C, pixels_PC.mean(0).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        images.std_C, pixels_PC.std(0, correction=0).float(), rtol=1e-6, atol=0
+    )
+
+
+def test_never_more_than_5000_images_are_held_out(tmp_path):
+    images = load_images("synthetic:1x4x4x2x72000", tmp_path)
+    parts = (images.train, images.validation, images.test)
+    assert [len(part) for part in parts] == [55_000, 5_000, 12_000]
+
+
+def test_the_copy_is_mapped_and_who_writes_to_it_changes_only_his_own(tmp_path):
+    first, second = load_images(GRATINGS, tmp_path), load_images(GRATINGS, tmp_path)
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert mapped.count(f"{tmp_path}/.shared/synthetic-3x8x6x4x240-v1/train_x.npy") == 2
+    first.train.x_NHWC.zero_()
+    assert equal(second, load_images(GRATINGS, tmp_path))
+
+
+def test_processes_that_load_at_once_share_one_copy_and_see_it_whole(tmp_path):
+    slow_and_told = """
+import time
+write = datasets._write_shared
+def told(*arguments):
+    print("writes", flush=True)
+    time.sleep(0.5)
+    write(*arguments)
+datasets._write_shared = told
+"""
+    processes = [start(tmp_path, preparation=slow_and_told) for _ in range(3)]
+    printed = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    assert sum(words[0] == "writes" for words in printed) == 1
+    assert len({words[-1] for words in printed}) == 1
+
+
+def test_a_process_killed_while_writing_leaves_nothing_in_the_way(tmp_path):
+    dies_within = """
+flush = datasets._flush
+def dying(stream):
+    flush(stream)
+    if "test_x" in stream.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+datasets._flush = dying
+"""
+    process = start(tmp_path, preparation=dies_within)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    [unfinished] = (tmp_path / ".shared").glob(".synthetic*")
+    assert (unfinished / "test_x.npy").exists()
+    assert equal(load_images(GRATINGS, tmp_path), load_images(GRATINGS, tmp_path / "elsewhere"))
+    assert not unfinished.exists()
+
+
+def flip_a_byte(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_byte,
+        lambda file: file.write_bytes(file.read_bytes()[:-1]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.unlink(),
+    ],
+    ids=["flipped", "truncated", "empty", "missing"],
+)
+@pytest.mark.parametrize("file", ["train_x.npy", "test_y.npy", "mean.npy", "contents.json"])
+def test_a_damaged_copy_is_made_again(file, damage, tmp_path):
+    load_images(GRATINGS, tmp_path)
+    [copy] = (tmp_path / ".shared").glob("*-v1")
+    damage(copy / file)
+    assert equal(load_images(GRATINGS, tmp_path), load_images(GRATINGS, tmp_path / "elsewhere"))
+    assert (copy / file).exists()
+
+
+def test_the_copy_outlives_the_files_it_was_made_from(tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+    first = load_images("cifar10", tmp_path)
+    shutil.rmtree(tmp_path / "cifar-10-batches-py")
+    assert equal(first, load_images("cifar10", tmp_path))
+
+
+def test_the_environment_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("BN_ORDER_DATA", str(tmp_path / "data"))
+    load_images(GRATINGS)
+    assert (tmp_path / "data" / ".shared").is_dir()
+    monkeypatch.setenv("BN_ORDER_DATA", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_root() == tmp_path / ".cache" / "bn-order"
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path):
+    (tmp_path / "file").touch()
+    message = r"cannot be written: Not a directory; let BN_ORDER_DATA name a folder"
+    with pytest.raises(DataError, match=message):
+        load_images(GRATINGS, tmp_path / "file")
+
+
+def test_digits_touch_no_disk(tmp_path):
+    load_images("digits", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("synthetic:3x32x32", "goes on with channels x height x width x classes x images"),
+        ("synthetic:3x32x32x10x60000x1", "goes on with"),
+        ("synthetic:0x8x8x4x400", "goes on with"),
+        ("synthetic:1x4x4x4x400", "images of 4x4 have room for 2 to 3 classes, not 4"),
+        ("synthetic:1x8x8x1x400", "have room for 2 to 15 classes, not 1"),
+        ("synthetic:1x8x8x4x79", "4 classes need 80 images or more, not 79"),
+        ("imagefolder:flowers", "goes on with FOLDER:PIXELS@DIGEST"),
+        ("imagefolder:../etc:8@0123456789abcdef", "goes on with FOLDER:PIXELS@DIGEST"),
+        ("imagefolder:flowers:64", "the digest of its files is missing: `python -m"),
+        ("", "'' is not a data set"),
+    ],
+)
+def test_a_name_that_describes_no_data_set_is_explained(name, mistake, tmp_path):
+    with pytest.raises(DataError, match=re.escape(mistake)):
+        load_images(name, tmp_path)
+
+
 def test_an_unknown_data_set_is_refused_by_name():
-    with pytest.raises(DataError, match=r"'cifar11' is not a data set this version can load: "):
+    with pytest.raises(DataError, match=r"'cifar11' is not a data set: digits, cifar10, "):
         load_images("cifar11")
 
 

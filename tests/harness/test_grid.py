@@ -183,6 +183,28 @@ WRONG = [
         "my.yaml:2: tuning: a list is not a mapping of 'key: value'",
     ),
     (
+        "a torchvision model without batch norm",
+        product("architecture: torchvision/vgg16", "placement: before", "depth: 16"),
+        "my.yaml:3: grid[0].architecture: torchvision/vgg16 has no batch norm; torchvision/vgg16_bn has; did you mean 'torchvision/vgg16_bn'?",
+    ),
+    (
+        "a placement torchvision's model cannot have",
+        product("architecture: torchvision/vgg16_bn", "placement: after-add", "depth: 16"),
+        "my.yaml:4: grid[0].placement: 'after-add' is not a placement of torchvision/vgg16_bn: before, after, after-inner, none; it has no batch norm that ends a residual branch ahead of an addition and a ReLU",
+    ),
+    (
+        "a pack of torchvision's models",
+        product(
+            "architecture: torchvision/resnet18", "placement: before", "depth: 18", "pack_size: 2"
+        ),
+        "my.yaml:6: grid[0].pack_size: torchvision/resnet18 trains one seed at a time: pack_size must be 1",
+    ),
+    (
+        "another depth than torchvision's",
+        product("architecture: torchvision/resnet18", "placement: before", "depth: 34"),
+        "my.yaml:5: grid[0].depth: 34 is not a depth of torchvision/resnet18, which has 18",
+    ),
+    (
         "Norway: on",
         default("epochs: on"),
         "my.yaml:3: defaults.epochs: YAML reads on, off, yes, no as booleans and found True",
@@ -352,7 +374,7 @@ WRONG = [
     (
         "an unknown architecture",
         product("architecture: resnt", "placement: before", "depth: 8"),
-        "my.yaml:3: grid[0].architecture: 'resnt' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet; did you mean 'resnet'?",
+        "my.yaml:3: grid[0].architecture: 'resnt' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL; did you mean 'resnet'?",
     ),
     (
         "an unknown word",
