@@ -1,4 +1,7 @@
-"""Where a row comes from: the code, the versions, the machine. Torch and the standard library."""
+"""Where a row comes from: the code, the versions, the machine.
+
+Torch is imported where it is asked about: the driver, which only wants the digest, has none.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from harness.records import Provenance
 from harness.trials import TRAINING_VERSION
+
+if TYPE_CHECKING:
+    import torch
 
 TRAINING_MODULES = (
     "blocks",
@@ -37,6 +42,8 @@ def describe(
     device: torch.device, *, started: datetime, attempt: int = 1, run: str = ""
 ) -> Provenance:
     """The provenance of a trial that ends now."""
+    import torch  # noqa: PLC0415
+
     on_gpu = device.type == "cuda"
     commit, dirty = read_commit()
     return Provenance(
@@ -63,6 +70,8 @@ def describe(
 
 def describe_determinism() -> str:
     """The flags that decide whether a GPU repeats its bits."""
+    import torch  # noqa: PLC0415
+
     flags = {
         "cudnn.deterministic": torch.backends.cudnn.deterministic,
         "cudnn.benchmark": torch.backends.cudnn.benchmark,

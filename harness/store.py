@@ -6,6 +6,7 @@ A results folder, local or `s3://bucket/prefix`::
     epochs/<stem>.parquet       written before it
     gradients/<stem>.parquet    written before it
     failures/<trial_id>-<run>-<attempt>.parquet
+    choices.parquet             the recipes of the tuning stage, their scores and the best of each arm
     plan.parquet                the trials of the whole grid; its metadata: analysis_plan, grid, ...
     plans/<digest>.parquet      every plan the folder has had, this one among them
     grid.yaml                   the grid as it was written
@@ -42,6 +43,7 @@ from harness.errors import DamagedFileError
 from harness.places import Place, open_place
 from harness.records import (
     AnalysisPlan,
+    ChoiceRow,
     EpochRow,
     FailureRow,
     GradientRow,
@@ -199,6 +201,19 @@ class Store:
             self.place.replace("plan.parquet", content)
         if source.encode() != self.place.read("grid.yaml"):
             self.place.replace("grid.yaml", source.encode())
+
+    def write_choices(self, choices: Sequence[ChoiceRow]) -> None:
+        """Keep what the tuning stage chose, and the scores it chose by; nothing where it did not."""
+        if choices:
+            content = encode(to_table(choices, ChoiceRow))
+            if content != self.place.read("choices.parquet"):
+                self.place.replace("choices.parquet", content)
+
+    def read_choices(self) -> list[ChoiceRow]:
+        """What the tuning stage chose; empty where it has not, or there is none."""
+        if not self.place.has("choices.parquet"):
+            return []
+        return to_rows(self._read(ChoiceRow, "choices.parquet"), ChoiceRow)
 
     def read_plan(self) -> Plan | None:
         """The plan the folder was last used for; None before the first."""

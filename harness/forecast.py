@@ -1,0 +1,99 @@
+"""How long trials take and how much they write: roughly, then better with every finished one."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness.trials import Trial
+
+MULTIPLY_ADDS_PER_SECOND = {"cpu": 3e10, "cuda": 2e12}
+"""What small networks reach, everything around the sums included: one core of an AMD EPYC with
+AVX-512 on 8x8 images, measured; a large GPU on 32x32 images, an order of magnitude."""
+
+_IMAGES: Mapping[str, tuple[int, int]] = {"digits": (1_077, 8)}
+_LIKE_CIFAR = 50_000, 32
+"""Training images of a data set, and pixels along their side."""
+
+_VGG_MULTIPLY_ADDS = {11: 153e6, 13: 229e6, 16: 314e6, 19: 399e6}
+"""Of a forward pass on 32x32 pixels."""
+
+SECONDS_PER_LAYER_AND_STEP = 2e-4
+"""What a step costs however small its layers are: launching their operations."""
+
+_READINGS_WITHIN_EPOCHS = 8
+
+
+class Forecast:
+    """Seconds of work in a trial: the mean of its own cell's, where some have been trained.
+
+    Elsewhere the rough model, scaled by what it was wrong by so far.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._of_cell: dict[Trial, list[float]] = defaultdict(list)
+        self._taken = 0.0
+        self._guessed = 0.0
+
+    def note(self, trial: Trial, seconds: float) -> None:
+        """Learn from a finished trial."""
+        self._of_cell[_cell(trial)].append(seconds)
+        self._taken += seconds
+        self._guessed += guess_seconds(trial, self._device)
+
+    def seconds(self, trial: Trial) -> float:
+        """Seconds that the trial will take on one worker."""
+        if known := self._of_cell.get(_cell(trial)):
+            return sum(known) / len(known)
+        scale = self._taken / self._guessed if self._guessed else 1.0
+        return scale * guess_seconds(trial, self._device)
+
+    @property
+    def basis(self) -> str:
+        """What the numbers rest on, for whoever reads them."""
+        known = sum(map(len, self._of_cell.values()))
+        return f"from {known} finished trials" if known else "guessed from the size of the networks"
+
+
+def guess_seconds(trial: Trial, device: str = "cpu") -> float:
+    """Seconds of training, from the multiply-adds of the network; right within a factor of 3 or so."""
+    images, side = _IMAGES.get(trial.dataset, _LIKE_CIFAR)
+    pixels = (side / 32) ** 2
+    match trial.architecture:
+        case "mlp":
+            forward = 512**2 * trial.depth + 512 * 3 * side**2
+        case "vgg":
+            forward = _VGG_MULTIPLY_ADDS[trial.depth] * pixels
+        case "densenet":  # 300 million at depth 100, 12 channels a layer, with bottlenecks
+            forward = 300e6 * (trial.depth / 100) ** 2 * (trial.growth / 12) ** 2 * pixels
+        case _:  # 6n+2: 41 million at depth 20
+            forward = 2.05e6 * trial.depth * pixels
+    passes = images * trial.epochs + trial.probe_size * _readings(trial)
+    # The backward pass is two forward passes.
+    sums = 3 * forward * trial.width_factor**2 * passes / MULTIPLY_ADDS_PER_SECOND[device]
+    steps = images // trial.batch_size * trial.epochs
+    return sums + SECONDS_PER_LAYER_AND_STEP * trial.depth * steps
+
+
+def guess_bytes(trial: Trial) -> int:
+    """Bytes of a trial's three files."""
+    return 30_000 + 100 * _readings(trial) * trial.depth + 60 * trial.epochs
+
+
+def count_cpus() -> int:
+    """CPUs this process may run on, which under taskset or in a container are not all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _readings(trial: Trial) -> int:
+    """Times at which gradient flow is measured."""
+    return _READINGS_WITHIN_EPOCHS + trial.epochs
+
+
+def _cell(trial: Trial) -> Trial:
+    return replace(trial, seed=0)

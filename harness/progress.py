@@ -1,0 +1,223 @@
+"""What a run shows while it goes on: a display in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.fanout import Finish
+    from harness.forecast import Forecast
+    from harness.trials import Trial
+
+FIRST_LINE_AFTER = 10.0
+"""Seconds; later lines come at growing intervals, a twentieth of the time gone by."""
+
+
+class Progress:
+    """Counts what the fan-out reports and says how far the run is; shows nothing itself."""
+
+    def __init__(self, trials: Sequence[Trial], forecast: Forecast) -> None:
+        self._trials = {trial.id: trial for trial in trials}
+        self._forecast = forecast
+        self._status: dict[str, str] = {}
+        self._workers = 0
+        self._running = 0
+        self._seconds_left = math.inf
+        self._priced_at = -math.inf
+        self._stopping = False
+
+    def count_workers(self, workers: int) -> None:
+        self._workers = workers
+
+    def note_running(self, workers: int) -> None:
+        self._running = workers
+
+    def note_finish(self, finish: Finish) -> None:
+        self._status[finish.trial_id] = finish.status
+        if not math.isnan(finish.wall_time):
+            self._forecast.note(self._trials[finish.trial_id], finish.wall_time)
+
+    def note_stop(self) -> None:
+        self._stopping = True
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show progress while the block runs."""
+        yield
+
+    @property
+    def finished(self) -> int:
+        return len(self._status)
+
+    def describe(self) -> str:
+        """The counts and the time left: '12 of 90, 2 running, 1 failed, about 40 s left'."""
+        counts = Counter(self._status.values())
+        parts = [f"{self.finished} of {len(self._trials)}"]
+        if self._stopping:
+            parts.append("stopping (Ctrl-C again: at once)")
+        elif not self._workers:
+            parts.append("starting Ray")
+        elif not self._running and not self.finished:
+            parts.append(f"starting {self._workers} worker{'s' * (self._workers != 1)}")
+        else:
+            parts.append(f"{self._running} running")
+        parts += [f"{counts[word]} {word}" for word in ("diverged", "failed") if counts[word]]
+        if self._workers and not self._stopping:
+            parts.append(f"about {say_duration(self._estimate_time_left())} left")
+        return ", ".join(parts)
+
+    def _estimate_time_left(self) -> float:
+        now = time.monotonic()
+        if now - self._priced_at > 1:  # pricing all of a large grid takes a while
+            left = [trial for trial in self._trials.values() if trial.id not in self._status]
+            self._seconds_left = sum(map(self._forecast.seconds, left)) / max(1, self._workers)
+            self._priced_at = now
+        return self._seconds_left
+
+
+class LineProgress(Progress):
+    """For logs and pipes: a line now and then; with `verbose`, one for each finished trial."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        forecast: Forecast,
+        out: TextIO,
+        name: str,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(trials, forecast)
+        self._out = out
+        self._name = name
+        self._verbose = verbose
+        self._begun = self._said_at = time.monotonic()
+
+    def count_workers(self, workers: int) -> None:
+        super().count_workers(workers)
+        self._say(f"{self._name}: {self.describe()}")
+
+    def note_finish(self, finish: Finish) -> None:
+        super().note_finish(finish)
+        if self._verbose:
+            self._say(say_finish(self._trials[finish.trial_id], finish))
+        now = time.monotonic()
+        if now - self._said_at >= max(FIRST_LINE_AFTER, (now - self._begun) / 20):
+            self._said_at = now
+            self._say(f"{self._name}: {self.describe()}")
+
+    def note_stop(self) -> None:
+        super().note_stop()
+        self._say(f"{self._name}: {self.describe()}")
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+class LiveProgress(Progress):
+    """For a terminal: a bar, the counts, and the trials that finished last."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        forecast: Forecast,
+        out: TextIO,
+        name: str,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(trials, forecast)
+        self._console = Console(file=out, highlight=False)
+        self._name = name
+        self._verbose = verbose
+        self._spinner = Spinner("dots")
+        self._last: deque[Finish] = deque(maxlen=3)
+
+    def note_finish(self, finish: Finish) -> None:
+        super().note_finish(finish)
+        if self._verbose:
+            line = say_finish(self._trials[finish.trial_id], finish)
+            self._console.print(line, markup=False)
+        else:
+            self._last.append(finish)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,  # the fan-out keeps what Ray prints
+            redirect_stderr=False,
+        ):
+            yield
+
+    def _render(self) -> Group:
+        headline = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=len(self._trials), completed=self.finished, width=24)
+        headline.add_row(self._spinner, Text(self._name), bar, Text(self.describe()))
+        last = (say_finish(self._trials[finish.trial_id], finish) for finish in self._last)
+        return Group(headline, *(Text(f"  {line}") for line in last))
+
+
+def say_finish(trial: Trial, finish: Finish) -> str:
+    """A finished trial in a line.
+
+    >>> from harness.fanout import Finish
+    >>> from harness.trials import Trial
+    >>> trial = Trial(dataset="digits", architecture="mlp", placement="after", depth=4, seed=1,
+    ...     program="linear act norm")
+    >>> say_finish(trial, Finish(trial.id, "done", 0.9713, 1.25))
+    'digits mlp-4 after seed 1: 97.1 % in 1.2 s'
+    >>> say_finish(trial, Finish(trial.id, "failed", float("nan"), float("nan")))
+    'digits mlp-4 after seed 1: failed'
+    """
+    if math.isnan(finish.test_accuracy):
+        return f"{trial.label}: {finish.status}"
+    return f"{trial.label}: {100 * finish.test_accuracy:.1f} % in {say_duration(finish.wall_time)}"
+
+
+def say_duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> [say_duration(seconds) for seconds in (1.24, 40, 150, 9000, 200_000)]
+    ['1.2 s', '40 s', '2 min 30 s', '2 h 30 min', '2 d 7 h']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, smaller, part in (
+        ("d", 86_400, "h", 3_600),
+        ("h", 3_600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
+
+
+def say_size(size: float) -> str:
+    """Bytes as people say them.
+
+    >>> [say_size(size) for size in (20_000, 3_400_000, 2_100_000_000)]
+    ['20 kB', '3.4 MB', '2.1 GB']
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size / 1e3:.0f} kB"

@@ -1,0 +1,495 @@
+"""python -m harness.run GRID: plan, train what is missing, show progress, say what came of it.
+
+Nothing heavy is imported until it is needed, so that --help and a mistake in the grid answer at
+once: Ray with the fan-out, torch only in its workers.
+"""
+
+# ruff: noqa: T201  this file speaks to the terminal
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import math
+import secrets
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from harness.errors import GridError, HarnessError, StoreError
+from harness.forecast import Forecast, count_cpus, guess_bytes
+from harness.progress import LineProgress, LiveProgress, Progress, say_duration, say_size
+from harness.records import ChoiceRow, FailureRow, Settings, TrialRow
+from harness.trials import Trial
+from harness.tuning import apply_choices, choose, expand_tuning
+
+if TYPE_CHECKING:
+    from harness.grid import Grid
+    from harness.store import Store
+
+RUN_SD = {"digits": 1.0}
+USUAL_RUN_SD = 0.2
+"""Standard deviation of test accuracy from seed to seed, in percentage points, assumed ahead of any
+row: as of full CIFAR-10 recipes; more where the test part has a few hundred images."""
+
+NAMED_FAILURES = 10
+"""Failures that the end of a run spells out; the rest is counted."""
+
+DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parse(arguments)
+    command = shlex.join(["python", "-m", "harness.run", *arguments])
+    try:
+        return _run(options, command)
+    except GridError as error:  # each line names file and line, ready to click
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except HarnessError as error:
+        print(f"harness.run: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\nstopped at once; finished trials are kept. To go on: {command}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.run",
+        description="Train what a grid lacks and keep it as Parquet. Running it again goes on "
+        "where it stopped, and does nothing when all is done.",
+        epilog="Exit codes: 0 all done, 1 some trials failed or are missing, 2 the grid, a data set "
+        "or the cluster cannot be used, 3 the results folder cannot be used, 130 interrupted.",
+    )
+    add = parser.add_argument
+    add("grid", metavar="GRID", help="YAML file, as in grids/")
+    add("overrides", metavar="key=value", nargs="*", help="replaces a default: epochs=2 lr=0.05")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print the plan: trials, time, disk, what the seeds can detect; touches nothing",
+    )
+    add(
+        "--results",
+        metavar="DIR",
+        help="folder of this grid's rows, or s3://bucket/prefix (default: results/<name of the grid>)",
+    )
+    add("--seeds", help="replaces the grid's: a count as in 5, or a list as in 0,1,2 or 0-9")
+    add(
+        "--only",
+        metavar="key=value",
+        action="append",
+        default=[],
+        help="train only these: --only depth=8 --only placement=before; "
+        "the same key twice means either value",
+    )
+    add("--limit", metavar="N", type=_count, help="train at most N trials, the first missing")
+    add(
+        "--retry-failed",
+        action="store_true",
+        help="train again what has raised an exception twice with this same code, and would "
+        "therefore be left alone (trials lost with a worker, or for lack of memory, always are)",
+    )
+    add(
+        "--address",
+        default="local",
+        help="the Ray cluster: auto where this runs on it, or host:port (default: a Ray of its own)",
+    )
+    add(
+        "--cpus-per-trial",
+        metavar="X",
+        type=_cpus,
+        help="default: the trials' setting `threads`",
+    )
+    add(
+        "--gpus-per-trial",
+        metavar="X",
+        type=_gpus,
+        help="a share as 0.25 puts 4 trials on a GPU; 0 trains on CPUs (default: 1 if there are any)",
+    )
+    add("--max-concurrent", metavar="N", type=_count, help="trains at most N at a time")
+    add(
+        "--join",
+        action="store_true",
+        help="work beside another run that is going on in the results folder",
+    )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-v", "--verbose", action="store_true", help="a line for every trial")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="nothing but what went wrong")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _cpus(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _gpus(text: str) -> float:
+    return 0.0 if float(text) == 0 else _cpus(text)
+
+
+def _run(options: argparse.Namespace, command: str) -> int:
+    from harness.grid import load_grid  # noqa: PLC0415  pydantic: not for --help
+    from harness.store import Store  # noqa: PLC0415  pyarrow: not for a mistake in the grid
+
+    grid = load_grid(options.grid, options.overrides, options.seeds)
+    location = options.results or f"results/{grid.name}"
+    store = Store(location)
+    outlook = Outlook.of(grid, store, options)
+    if options.dry_run:
+        print(describe_plan(grid, outlook, options, location))
+        return DONE
+    begun = time.monotonic()
+    stop = Event()
+    outlook, tried = _train_rounds(grid, outlook, store, stop, options)
+    tally = outlook.tally
+    failed = [trial for trial in outlook.asked if trial.id in tally.failures]
+    for line in tally.name_failures(failed):
+        print(line, file=sys.stderr)
+    if not options.quiet:
+        took = f"in {say_duration(time.monotonic() - begun)}" if tried else "nothing to train"
+        print(f"{grid.name}: {tally.account()}, {took}")
+        if edges := sum(choice.chosen and choice.at_edge for choice in outlook.choices):
+            print(f"tuning: {edges} arms do best at the edge of the rates tried; widen tuning.lr")
+        if failed and not options.retry_failed:
+            print(f"once the cause is mended: {command} --retry-failed")
+        print(f"rows: {location}")
+    if stop.is_set() and any(tally.is_open(trial) for trial in tried):
+        print(f"interrupted; finished trials are kept. To go on: {command}", file=sys.stderr)
+        return INTERRUPTED
+    if not options.quiet:
+        print(f"report: python -m analysis.report {location}")
+    return SOME_FAILED if failed else DONE
+
+
+def _train_rounds(
+    grid: Grid, outlook: Outlook, store: Store, stop: Event, options: argparse.Namespace
+) -> tuple[Outlook, list[Trial]]:
+    """Train what is missing, and then what the tuning stage has added; what was tried, too."""
+    tried: list[Trial] = []
+    while True:
+        store.write_plan(grid.plan, outlook.tally.trials, grid.source)
+        store.write_choices(outlook.choices)
+        if not outlook.missing:
+            return outlook, tried
+        tried += outlook.missing
+        _train(grid, outlook, store, stop, options)
+        planned = len(outlook.tally.trials)
+        outlook = Outlook.of(grid, store, options)
+        if stop.is_set() or options.limit or len(outlook.tally.trials) == planned:
+            return outlook, tried
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is planned, what became of it so far, and what is to be trained now."""
+
+    tally: Tally
+    choices: tuple[ChoiceRow, ...]
+    """Of the tuning stage; empty until it is complete."""
+    asked: list[Trial]
+    hopeless: frozenset[str]
+    missing: list[Trial]
+    forecast: Forecast
+
+    @classmethod
+    def of(cls, grid: Grid, store: Store, options: argparse.Namespace) -> Outlook:
+        rows = store.read_trial_rows()
+        trials, choices = grid.trials, ()
+        if grid.tuning:
+            choices = choose(grid.trials, grid.tuning, rows)
+            tuned = apply_choices(grid.trials, choices)
+            trials = (*expand_tuning(grid.trials, grid.tuning), *grid.trials, *tuned)
+        tally = Tally.of(trials, rows, store.read_failures())
+        asked = select(trials, options.only)
+        hopeless = frozenset() if options.retry_failed else tally.find_hopeless()
+        missing = [t for t in asked if t.id not in tally.rows and t.id not in hopeless]
+        forecast = Forecast()
+        for trial in trials:
+            if row := tally.rows.get(trial.id):
+                forecast.note(trial, row.wall_time)
+        return cls(tally, choices, asked, hopeless, missing[: options.limit], forecast)
+
+
+def _train(
+    grid: Grid, outlook: Outlook, store: Store, stop: Event, options: argparse.Namespace
+) -> None:
+    missing, forecast = outlook.missing, outlook.forecast
+    from harness.lease import Lease  # noqa: PLC0415  only a run that trains needs one
+
+    run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if options.quiet:
+        progress = Progress(missing, forecast)
+    elif sys.stderr.isatty():
+        progress = LiveProgress(missing, forecast, sys.stderr, grid.name, verbose=options.verbose)
+    else:
+        progress = LineProgress(missing, forecast, sys.stderr, grid.name, verbose=options.verbose)
+    with (
+        Lease(store, run, join=options.join),
+        _log_into(store.location, run),
+        _stop_on_signals(stop, progress),
+        progress.shown(),
+    ):
+        store.sweep()
+        from harness import fanout  # noqa: PLC0415  Ray: only now
+
+        request = fanout.Request(
+            address=options.address,
+            cpus_per_trial=options.cpus_per_trial or max(trial.threads for trial in missing),
+            gpus_per_trial=options.gpus_per_trial,
+            max_concurrent=options.max_concurrent,
+        )
+        fanout.train_missing(
+            missing,
+            store,
+            request,
+            run=run,
+            estimate=forecast.seconds,
+            watcher=progress,
+            stop=stop,
+        )
+
+
+def select(trials: Sequence[Trial], conditions: Sequence[str]) -> list[Trial]:
+    """The trials that meet the conditions `key=value`: any of the values given for each key.
+
+    Raises:
+        GridError: a condition that is none, or that no trial meets.
+    """
+    names = [field.name for field in fields(Settings)]
+    values: dict[str, list[str]] = defaultdict(list)
+    mistakes: list[str] = []
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        if not equals:
+            mistakes.append(f"--only {condition}: write key=value, as in placement=before")
+        elif key not in names:
+            hint = "".join(f"; did you mean {name!r}?" for name in _closest(key, names))
+            mistakes.append(f"--only {condition}: {key!r} is not a setting{hint}")
+        elif not any(_says(getattr(trial, key), value) for trial in trials):
+            found = dict.fromkeys(str(getattr(trial, key)) for trial in trials)
+            mistakes.append(f"--only {condition}: no trial has it; {key} is {', '.join(found)}")
+        else:
+            values[key].append(value)
+    if mistakes:
+        raise GridError(mistakes)
+    selected = [
+        trial
+        for trial in trials
+        if all(any(_says(getattr(trial, key), v) for v in wanted) for key, wanted in values.items())
+    ]
+    if not selected:
+        raise GridError([f"--only {' --only '.join(conditions)}: no trial has all of this at once"])
+    return selected
+
+
+def _says(value: object, text: str) -> bool:
+    """Does `text`, from the command line, mean this value? 0.10 is 0.1, and true is True."""
+    if str(value).lower() == text.lower():
+        return True
+    try:
+        return not isinstance(value, str | bool) and value == float(text)
+    except ValueError:
+        return False
+
+
+def _closest(word: str, words: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(word, words, n=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What has become of the planned trials, by the store: finished, failed, or neither."""
+
+    trials: tuple[Trial, ...]
+    rows: dict[str, TrialRow]
+    failures: dict[str, list[FailureRow]]
+    """By trial, of those that have no row."""
+    strangers: int
+    """Finished trials in the folder that are not planned."""
+
+    @classmethod
+    def of(
+        cls, trials: Sequence[Trial], rows: Iterable[TrialRow], failed: Iterable[FailureRow]
+    ) -> Tally:
+        planned = {trial.id for trial in trials}
+        found = {row.trial_id: row for row in rows}
+        finished = {trial_id: row for trial_id, row in found.items() if trial_id in planned}
+        failures: dict[str, list[FailureRow]] = defaultdict(list)
+        for row in failed:
+            if row.trial_id in planned and row.trial_id not in finished:
+                failures[row.trial_id].append(row)
+        return cls(tuple(trials), finished, dict(failures), len(found) - len(finished))
+
+    def find_hopeless(self) -> frozenset[str]:
+        """The trials that would only fail again, as long as the code stays as it is."""
+        if not self.failures:
+            return frozenset()
+        from harness.fanout import find_hopeless  # noqa: PLC0415  Ray: failures are rare
+
+        return find_hopeless([row for rows in self.failures.values() for row in rows])
+
+    def is_open(self, trial: Trial) -> bool:
+        """Has neither a row nor a failure come of it?"""
+        return trial.id not in self.rows and trial.id not in self.failures
+
+    def account(self) -> str:
+        """'90 trials = 88 done + 1 diverged + 1 failed + 0 missing'."""
+        statuses = Counter(row.status for row in self.rows.values())
+        parts = [f"{statuses['done']} done"]
+        if statuses["diverged"]:
+            parts.append(f"{statuses['diverged']} diverged")
+        if self.failures:
+            parts.append(f"{len(self.failures)} failed")
+        missing = len(self.trials) - len(self.rows) - len(self.failures)
+        if missing:
+            parts.append(f"{missing} missing")
+        return f"{len(self.trials)} trials = {' + '.join(parts)}"
+
+    def name_failures(self, failed: Sequence[Trial]) -> Iterator[str]:
+        """A line for each trial that failed, with the last thing that happened to it."""
+        for trial in failed[:NAMED_FAILURES]:
+            last = self.failures[trial.id][-1]
+            yield f"failed: {trial.label}: {last.kind} (start {last.attempt}): {last.message}"
+        if len(failed) > NAMED_FAILURES:
+            yield f"failed: {len(failed) - NAMED_FAILURES} more"
+
+
+def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, location: str) -> str:
+    """What a run would do, for --dry-run."""
+    tally, missing, hopeless = outlook.tally, outlook.missing, outlook.hopeless
+    forecast = outlook.forecast
+    cells: dict[Trial, int] = Counter(replace(trial, seed=0) for trial in grid.trials)
+    networks: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for cell in cells:
+        networks[cell.dataset, f"{cell.architecture}-{cell.depth}"][cell.placement] = None
+    seeds = sorted(set(cells.values()))
+    lines = [f"{grid.name}: {len(cells)} cells, {len(grid.trials)} trials; rows in {location}"]
+    lines += [f"  {data} {net}: {', '.join(arms)}" for (data, net), arms in networks.items()]
+    if grid.tuning:
+        tuned = "as chosen" if outlook.choices else f"{len(grid.trials)} more once it has chosen"
+        count = len(expand_tuning(grid.trials, grid.tuning))
+        lines.append(f"tuning     {count} trials ahead of the study at each arm's best: {tuned}")
+    lines.append(f"so far     {tally.account()}")
+    if tally.strangers:
+        lines.append(
+            f"           {tally.strangers} more of other settings, which this grid leaves out"
+        )
+    if hopeless:
+        lines.append(
+            f"left alone {len(hopeless)} that raised twice with this code; --retry-failed trains them"
+        )
+    lines.append(f"to train   {len(missing)}")
+    if missing:
+        workers = count_cpus() // max(trial.threads for trial in missing)
+        workers = max(1, min(workers, options.max_concurrent or workers, len(missing)))
+        if options.address != "local":
+            workers = 1
+        seconds = sum(map(forecast.seconds, missing)) / workers
+        lines.append(
+            f"time       roughly {say_duration(seconds)} on {workers} "
+            f"CPU worker{'s' * (workers != 1)}, {forecast.basis}"
+        )
+        lines.append(f"disk       roughly {say_size(sum(map(guess_bytes, missing)))}")
+    lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), seeds[0])]
+    return "\n".join(lines)
+
+
+def describe_power(grid: Grid, rows: Iterable[TrialRow], seeds: int) -> Iterator[str]:
+    """For each data set, the smallest difference between two placements that the seeds can show."""
+    if seeds < 2:
+        yield "nothing: a difference needs at least 2 seeds"
+        return
+    from analysis.power import detectable_difference  # noqa: PLC0415  scipy: only for a plan
+
+    accuracies: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        if not math.isnan(row.test_accuracy):
+            cell = (row.dataset, row.architecture, str(row.depth), row.placement, str(row.lr))
+            accuracies[cell].append(100 * row.test_accuracy)
+    for dataset in dict.fromkeys(trial.dataset for trial in grid.trials):
+        variances = [
+            statistics.variance(values)
+            for cell, values in accuracies.items()
+            if cell[0] == dataset and len(values) > 1
+        ]
+        if variances:
+            sd, source = math.sqrt(statistics.median(variances)), "as seen so far"
+        else:
+            sd, source = RUN_SD.get(dataset, USUAL_RUN_SD), "assumed"
+        # Two placements share data and order but little of their noise: it adds up.
+        difference = detectable_difference(math.sqrt(2) * sd, seeds, alpha=grid.plan.alpha)
+        yield (
+            f"{difference:.2f} points between two placements of one network on {dataset} "
+            f"({seeds} seeds, power 0.8, alpha {grid.plan.alpha:g} ahead of corrections, "
+            f"runs varying by {sd:.2f} points, {source})"
+        )
+
+
+@contextmanager
+def _stop_on_signals(stop: Event, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops the run within seconds, the second at once."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        progress.note_stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _log_into(location: str, run: str) -> Iterator[None]:
+    """Keep what Ray, Tune and the fan-out have to say beside the rows, where that is a folder."""
+    handler: logging.Handler = logging.NullHandler()
+    if "://" not in location:
+        folder = Path(location) / "logs"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(folder / f"{run}.log", encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"{folder}: {error.strerror}") from error
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
