@@ -2,8 +2,9 @@
 
 Read the modules in the order the data passes through them::
 
-    load -> effects -> claims -> charts -> report
+    load -> outcomes -> effects -> evidence -> claims -> charts -> report
 
-`resampling`, `multiplicity` and `power` are the statistics that `effects` and `claims` stand on.
+`contrasts`, `resampling`, `multiplicity` and `power` are the statistics they stand on, and
+`calibrate` shows on simulated grids how often the verdicts are wrong.
 Nothing is imported here, and nothing in this package needs torch or ray.
 """

@@ -1,0 +1,407 @@
+"""Read a results folder; refuse what cannot be compared, and name what is missing.
+
+A *block* is what the arms of one pair share: every setting but the placement and what goes with
+it. A *cell* is what replicates share: every setting but the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+from scipy import stats
+
+from harness.records import (
+    SCHEMA_VERSION,
+    AnalysisPlan,
+    EpochRow,
+    FailureRow,
+    GradientRow,
+    Settings,
+    TrialRow,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_SETTINGS = tuple(field.name for field in fields(Settings))
+BLOCK = tuple(
+    name for name in _SETTINGS if name not in {"placement", "program", "lr", "weight_decay"}
+)
+"""The settings that the arms of a pair share."""
+CELL = tuple(name for name in _SETTINGS if name != "seed")
+"""The settings that the replicates of an arm share."""
+
+_ARROW = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "bytes": pa.binary(),
+    "datetime": pa.timestamp("us", tz="UTC"),
+}
+_SIZE_LIMIT = 2**32
+"""Bytes that one file may decode to: a few hundred bytes of Parquet can claim a hundred GB."""
+_TRIAL_ID = re.compile(r"[0-9a-f]{12,}")
+_READERS = {"disk": 2, "network": 16}
+"""Files read at once: on a disk more of them wait for each other, on S3 for the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlannedTrial(Settings):
+    """File `plan.parquet`: one row per planned trial of the whole grid."""
+
+    trial_id: str
+
+
+class ResultsError(Exception):
+    """These results cannot be analysed; its text is all that the user reads."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """One results folder, checked: its rows can be compared with each other.
+
+    `trials` holds planned trials only, `epochs` and `gradients` the rows of exactly those.
+    `warnings` belong on the first screen of whatever is shown.
+    """
+
+    location: str
+    plan: AnalysisPlan
+    planned: pd.DataFrame
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+    gradients: pd.DataFrame
+    failures: pd.DataFrame
+    unplanned: int
+    warnings: tuple[str, ...]
+
+    @property
+    def missing(self) -> pd.DataFrame:
+        """The planned trials that have no row, in the order they were planned."""
+        return self.planned[~self.planned["trial_id"].isin(self.trials["trial_id"])]
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The missing trials that were tried and broke."""
+        missing = self.missing
+        return missing[missing["trial_id"].isin(self.failures["trial_id"])]
+
+    @property
+    def is_complete(self) -> bool:
+        """Does every planned trial have its row?"""
+        return self.missing.empty
+
+
+def load_results(location: str, *, allow_mixed: bool = False) -> Results:
+    """Everything that the folder or `s3://bucket/prefix` at `location` holds.
+
+    `allow_mixed` turns the refusal of mixed training code or precision into a warning.
+
+    Raises:
+        ResultsError: there are no results, a file is damaged or foreign, or trials that would be
+            compared were not trained by the same code in the same precision.
+    """
+    folder = _Folder(location)
+    plan, planned = _read_plan(folder)
+    trials = _check_trials(folder.read("trials", TrialRow), location)
+    is_planned = trials["trial_id"].isin(planned["trial_id"])
+    unplanned = int((~is_planned).sum())
+    trials = trials[is_planned].reset_index(drop=True)
+
+    done = frozenset(trials["trial_id"])
+    epochs = _keep(folder.read("epochs", EpochRow, only=done), done)
+    gradients = _keep(folder.read("gradients", GradientRow, only=done), done)
+    failures = _join(folder.read("failures", FailureRow).values())
+
+    warnings = [
+        *_find_mixtures(trials, allow_mixed=allow_mixed),
+        *_find_lost_rows(trials, epochs=epochs, gradients=gradients),
+        *_find_selective_loss(planned, trials),
+    ]
+    if unplanned:
+        warnings.append(
+            f"{unplanned} trials in the folder are not part of the plan and are left out."
+        )
+    return Results(
+        location=location,
+        plan=plan,
+        planned=planned,
+        trials=trials,
+        epochs=epochs,
+        gradients=gradients,
+        failures=failures.drop_duplicates(ignore_index=True),
+        unplanned=unplanned,
+        warnings=tuple(warnings),
+    )
+
+
+class _Folder:
+    """Parquet files below a local path or an S3 prefix."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location.rstrip("/") or location
+        self._readers = _READERS["network" if location.startswith("s3://") else "disk"]
+        try:
+            if location.startswith("s3://"):
+                self._files: fs.FileSystem = fs.S3FileSystem(
+                    # pyarrow does not read these names by itself.
+                    endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3")
+                    or os.environ.get("AWS_ENDPOINT_URL"),
+                    retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=10),
+                )
+                self._root = self.location.removeprefix("s3://")
+            else:
+                self._files = fs.LocalFileSystem()
+                self._root = str(Path(location).expanduser().resolve())
+            kind = self._files.get_file_info(self._root).type
+        except OSError as error:
+            raise ResultsError(f"{location}: {error}") from error
+        if kind == fs.FileType.NotFound:
+            raise ResultsError(f"{location}: there is no such results folder")
+        if kind != fs.FileType.Directory:
+            raise ResultsError(f"{location}: is not a folder; give the folder that holds trials/")
+
+    def read(
+        self, table: str, record: type, *, only: frozenset[str] | None = None
+    ) -> dict[str, pa.Table]:
+        """The rows of one table by the file that holds them; at least one table, maybe empty.
+
+        `only` names the trials wanted: a file of another trial is not opened.
+        """
+        schema = _schema_of(record)
+        paths = [path for path in self._list(table) if _may_hold(path, only)]
+        with ThreadPoolExecutor(self._readers) as pool:
+            parts = list(pool.map(lambda path: self._read_file(path, schema), paths))
+        return dict(zip(paths, parts, strict=True)) or {"": schema.empty_table()}
+
+    def read_file(self, name: str, record: type) -> tuple[pd.DataFrame, Mapping[bytes, bytes]]:
+        """One table that is one file, and the metadata the file carries.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        schema = _schema_of(record)
+        table = self._read_file(name, schema)
+        return table.to_pandas(ignore_metadata=True), table.schema.metadata or {}
+
+    def _list(self, table: str) -> list[str]:
+        selector = fs.FileSelector(f"{self._root}/{table}", allow_not_found=True)
+        try:
+            infos = self._files.get_file_info(selector)
+        except OSError as error:
+            raise ResultsError(f"{self.location}/{table}: {error}") from error
+        return sorted(
+            f"{table}/{info.base_name}"
+            for info in infos
+            if info.type == fs.FileType.File
+            and info.base_name.endswith(".parquet")
+            and not info.base_name.startswith((".", "_"))  # being written
+        )
+
+    def _read_file(self, name: str, schema: pa.Schema) -> pa.Table:
+        where = f"{self.location}/{name}"
+        try:
+            with self._files.open_input_file(f"{self._root}/{name}") as source:
+                metadata = pq.read_metadata(source)
+                found = metadata.schema.to_arrow_schema()
+                _check_schema(where, found, schema)
+                _check_size(where, metadata.num_rows * 8 * len(schema))
+                file = pq.ParquetFile(
+                    source,
+                    metadata=metadata,
+                    read_dictionary=[field.name for field in schema if _is_text(field)],
+                    page_checksum_verification=True,
+                )
+                table = file.read(schema.names, use_threads=False).select(schema.names)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).partition("\n")[0]
+            raise ResultsError(f"{where}: damaged, or not Parquet ({reason})") from error
+        for field in filter(_is_text, schema):
+            for chunk in table[field.name].chunks:
+                longest = max(map(len, chunk.dictionary.to_pylist()), default=0)
+                _check_size(where, longest * len(chunk))
+        return table.cast(schema).replace_schema_metadata(found.metadata)
+
+
+def _schema_of(record: type) -> pa.Schema:
+    return pa.schema([pa.field(field.name, _ARROW[str(field.type)]) for field in fields(record)])
+
+
+def _is_text(field: pa.Field) -> bool:
+    return field.type in (pa.string(), pa.binary())
+
+
+def _may_hold(path: str, only: frozenset[str] | None) -> bool:
+    """False for the file of one trial that is not wanted; a file of many is filtered later."""
+    stem = Path(path).stem
+    return only is None or not _TRIAL_ID.fullmatch(stem) or stem in only
+
+
+def _check_schema(where: str, found: pa.Schema, wanted: pa.Schema) -> None:
+    version = (found.metadata or {}).get(b"schema_version")
+    if version is None:
+        raise ResultsError(f"{where}: carries no schema_version, so the harness did not write it")
+    if version != str(SCHEMA_VERSION).encode():
+        raise ResultsError(
+            f"{where}: schema version {version.decode(errors='replace')}, but this analysis "
+            f"reads {SCHEMA_VERSION}; analyse it with the bn-order that wrote it"
+        )
+    for field in wanted:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            raise ResultsError(f"{where}: column {field.name!r} is missing")
+        if found.field(index).type != field.type:
+            raise ResultsError(
+                f"{where}: column {field.name!r} is {found.field(index).type}, not {field.type}"
+            )
+
+
+def _check_size(where: str, size: int) -> None:
+    if size > _SIZE_LIMIT:
+        raise ResultsError(f"{where}: would decode to {size / 2**30:.0f} GiB; not a file of ours")
+
+
+def _read_plan(folder: _Folder) -> tuple[AnalysisPlan, pd.DataFrame]:
+    try:
+        planned, metadata = folder.read_file("plan.parquet", _PlannedTrial)
+    except FileNotFoundError as error:
+        raise ResultsError(
+            f"{folder.location}: no plan.parquet, so this is not a results folder; "
+            "python -m harness.run GRID makes one"
+        ) from error
+    where = f"{folder.location}/plan.parquet"
+    known = {field.name: field for field in fields(AnalysisPlan)}
+    try:
+        settings = json.loads(metadata[b"analysis_plan"])
+        unknown = ", ".join(sorted(set(settings) - set(known)))
+        if unknown:
+            raise ResultsError(f"{where}: the analysis plan sets {unknown}, unknown here")
+        plan = AnalysisPlan(**settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(f"{where}: the analysis plan in it cannot be read ({error})") from error
+    for name, field in known.items():
+        value = getattr(plan, name)
+        if type(value).__name__ not in {str(field.type), *(["int"] * (field.type == "float"))}:
+            raise ResultsError(f"{where}: the plan's {name} is {value!r}, not a {field.type}")
+    if repeats := planned["trial_id"][planned["trial_id"].duplicated()].tolist():
+        raise ResultsError(f"{where}: plans trial {repeats[0]} twice")
+    return plan, planned
+
+
+def _join(parts: Iterable[pa.Table]) -> pd.DataFrame:
+    return pa.concat_tables(parts).to_pandas(ignore_metadata=True)
+
+
+def _check_trials(found: Mapping[str, pa.Table], location: str) -> pd.DataFrame:
+    """One row per trial, each named by its own content."""
+    trials = _join(found.values())
+    files = [file for file, rows in found.items() for _ in range(rows.num_rows)]
+    for file, row in zip(files, trials.to_dict("index").values(), strict=True):
+        name = _name_of(row)
+        if row["trial_id"] != name:
+            raise ResultsError(
+                f"{location}/{file}: the row calls itself {row['trial_id']}, "
+                f"but its settings are those of trial {name}"
+            )
+        if row["status"] not in {"done", "diverged"}:
+            raise ResultsError(
+                f"{location}/{file}: status {row['status']!r}; known are 'done' and 'diverged'"
+            )
+    trials = trials.assign(file=files).drop_duplicates(subset=list(trials.columns))
+    repeats = trials[trials["trial_id"].duplicated(keep=False)].sort_values("trial_id")
+    if not repeats.empty:
+        name, first, second = repeats["trial_id"].iloc[0], *repeats["file"].iloc[:2]
+        raise ResultsError(
+            f"{location}: {first} and {second} disagree about trial {name}; remove the wrong one"
+        )
+    return trials.drop(columns="file").reset_index(drop=True)
+
+
+def _name_of(row: Mapping[Any, Any]) -> str:
+    """The trial's id, from its settings: a digest that `harness.trials` defines."""
+    content = [row["training_version"], {name: row[name] for name in _SETTINGS}]
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def _keep(found: Mapping[str, pa.Table], done: frozenset[str]) -> pd.DataFrame:
+    """The rows of done trials, each trial's from one file: compaction leaves the small ones."""
+    seen: set[str] = set()
+    parts = []
+    for rows in found.values():
+        names = set(rows["trial_id"].unique().to_pylist())
+        wanted = (names & done) - seen
+        seen |= names
+        if wanted == names:
+            parts.append(rows)
+        else:
+            is_wanted = pc.field("trial_id").isin(pa.array(sorted(wanted), pa.string()))
+            parts.append(rows.filter(is_wanted))
+    return _join(parts)
+
+
+def _find_mixtures(trials: pd.DataFrame, *, allow_mixed: bool) -> list[str]:
+    """Trials of one study are compared with each other: one code, one precision, one device."""
+    warnings = []
+    for study, rows in trials.groupby(["dataset", "stage", "recipe"], sort=False):
+        where = " ".join(map(str, study))
+        for name, what in {
+            "code_digest": "versions of the training code",
+            "precision": "precisions",
+            "device_kind": "kinds of device",
+        }.items():
+            counts = rows[name].value_counts()
+            if len(counts) < 2:
+                continue
+            shares = ", ".join(f"{value or '(none)'}: {count}" for value, count in counts.items())
+            message = f"{where}: trials of {len(counts)} {what} would be compared ({shares})"
+            if name != "device_kind" and not allow_mixed:
+                raise ResultsError(f"{message}; --allow-mixed compares them all the same")
+            warnings.append(f"{message}.")
+    return warnings
+
+
+def _find_lost_rows(
+    trials: pd.DataFrame, *, epochs: pd.DataFrame, gradients: pd.DataFrame
+) -> Iterable[str]:
+    """A trial's other rows are written before its own, so that these can only have been lost."""
+    for table, rows in {"epochs": epochs, "gradients": gradients}.items():
+        lost = trials["trial_id"][~trials["trial_id"].isin(rows["trial_id"].unique())].tolist()
+        if lost:
+            yield f"The rows in {table}/ of {len(lost)} trials are lost, {lost[0]} among them."
+
+
+def _find_selective_loss(planned: pd.DataFrame, trials: pd.DataFrame) -> Iterable[str]:
+    """Is more missing in one placement than in the others than chance explains?
+
+    Source:
+        Fisher's exact test per placement against the rest, Bonferroni over placements.
+    """
+    is_missing = ~planned["trial_id"].isin(trials["trial_id"])
+    placements = planned["placement"].unique()
+    for placement in placements if len(placements) > 1 else ():
+        here = planned["placement"] == placement
+        table = pd.crosstab(here, is_missing).reindex(
+            index=[True, False], columns=[True, False], fill_value=0
+        )
+        p = float(stats.fisher_exact(table).pvalue) * len(placements)  # pyright: ignore[reportAttributeAccessIssue]
+        if p < 0.05 and is_missing[here].mean() > is_missing[~here].mean():
+            yield (
+                f"{is_missing[here].sum()} of {here.sum()} trials of '{placement}' are missing, "
+                f"against {is_missing[~here].sum()} of {(~here).sum()} of the other placements "
+                f"(Fisher's exact p = {p:.2g}): what is left may be a selection."
+            )

@@ -1,0 +1,823 @@
+"""What stands on the page: its sections, with their charts and the tables behind them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from analysis import charts, tables, theme
+from analysis.theme import NONE, p_value, signed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import altair as alt
+
+    from analysis.calibrate import Rate
+    from analysis.claims import Verdict
+    from analysis.effects import Effect
+    from analysis.load import Results
+    from analysis.theme import Mark
+
+MEAN_FIELD_GROWTH = math.pi / (math.pi - 1)
+"""Growth of the squared activation gradient per layer towards the input of a deep MLP with batch
+norm, at initialisation and for large batches; Yang et al. 2019, arXiv:1902.08129, theorem 8."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart, and what tells it from its neighbours."""
+
+    title: str
+    chart: alt.Chart | alt.LayerChart
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are printed; the first `words` columns are words, the others numbers.
+
+    The page's style knows up to three; a table of nothing but words may claim more.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels that belong together, what they show in a sentence, and the numbers they show."""
+
+    name: str
+    title: str
+    description: str
+    panels: tuple[Panel, ...]
+    table: Table | None = None
+    columns: int = 1
+    """Panels side by side where there is room."""
+    legend: tuple[str, ...] = ()
+    """Placements to be explained above the panels."""
+    is_aside: bool = False
+    """Shown on demand: no claim rests on it."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, and the figures that answer it."""
+
+    anchor: str
+    title: str
+    intro: str = ""
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[tuple[str, Table], ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """A verdict with its small chart."""
+
+    verdict: Verdict
+    icon: str
+    chart: alt.LayerChart | None
+    axis: str
+    """What the chart shows, and in which unit."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the report shows of one results folder."""
+
+    results: Results
+    marks: Mapping[str, Mark]
+    counts: Mapping[str, int]
+    cards: tuple[Card, ...]
+    sections: tuple[Section, ...] = field(default=())
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Every figure of the page, in its order."""
+        return tuple(figure for section in self.sections for figure in section.figures)
+
+
+def build_page(
+    results: Results,
+    effects: Sequence[Effect],
+    verdicts: Sequence[Verdict],
+    rates: Sequence[Rate] = (),
+) -> Page:
+    """Lay out what results, effects and verdicts say, and how often such verdicts err."""
+    placements = list(dict.fromkeys(results.planned["placement"]))
+    marks = theme.marks_of(placements)
+    trials = tables.tabulate_trials(results)
+    sections = (
+        _show_differences(effects, marks),
+        _show_pairs(trials, effects, marks),
+        _show_depths(effects, marks),
+        _show_flow(results, effects, marks),
+        _show_mechanism(effects, verdicts, marks),
+        _show_integrity(results, trials),
+        _show_precision(results, effects, marks),
+        _show_robustness(verdicts),
+        _show_calibration(rates),
+    )
+    return Page(
+        results=results,
+        marks=marks,
+        counts={
+            state: int((trials["state"] == state).sum())
+            for state in ("done", "diverged", "failed", "missing")
+        },
+        cards=tuple(_card(verdict, marks) for verdict in verdicts),
+        sections=tuple(section for section in sections if section.figures or section.tables),
+    )
+
+
+def _card(verdict: Verdict, marks: Mapping[str, Mark]) -> Card:
+    effect = verdict.headline
+    icon = theme.WORDS[verdict.word][0]
+    if effect is None or not math.isfinite(effect.estimate):
+        return Card(verdict=verdict, icon=icon, chart=None, axis="")
+    is_ratio = effect.quantity == "gradient"
+    row = _as_printed(tables.tabulate_effects([effect]))
+    _, difference = _names(effect.quantity, effect.arm, effect.baseline)
+    return Card(
+        verdict=verdict,
+        icon=icon,
+        chart=charts.strip(row, marks, is_ratio=is_ratio),
+        axis=difference,
+    )
+
+
+def _show_differences(effects: Sequence[Effect], marks: Mapping[str, Mark]) -> Section:
+    figures = []
+    for (quantity, arm, baseline), rows in _by_comparison(effects):
+        shown = rows[rows["kind"].isin(["cell", "pooled"]) & rows["estimate"].notna()]
+        if shown.empty:
+            continue
+        shown = _as_printed(_pools_under_cells(shown))
+        is_ratio = quantity == "gradient"
+        what, difference = _names(quantity, arm, baseline)
+        figures.append(
+            Figure(
+                name=f"forest-{quantity}-{arm}-{baseline}",
+                title=f"{what}: {difference}",
+                description=(
+                    f"{what} of '{arm}' against '{baseline}', paired by seed. Thin bar: 95 % "
+                    "interval; thick bar: 90 % interval, which must lie inside the shaded margin "
+                    f"({_margin_words(shown, is_ratio=is_ratio)}) for the two to be called "
+                    "equivalent."
+                ),
+                panels=(
+                    Panel("", charts.forest(shown, marks, title=difference, is_ratio=is_ratio)),
+                ),
+                table=_effects_table(shown, difference),
+                is_aside=bool(shown["family"].str.startswith("exploratory").all()),
+            )
+        )
+    return Section(
+        "differences",
+        "Where does the order matter?",
+        "Each line compares two placements that started from the same weights and saw the same "
+        "batches, seed by seed. Bold lines pool the cells of a kind of network.",
+        tuple(sorted(figures, key=lambda figure: figure.is_aside)),
+    )
+
+
+def _pools_under_cells(effects: pd.DataFrame) -> pd.DataFrame:
+    """The pool of an architecture follows its cells, the pools of several come last."""
+    order = {name: place for place, name in enumerate(effects["architecture"].dropna().unique())}
+    place = effects["architecture"].map(order).fillna(len(order))
+    ordered = effects.assign(place=place, is_pool=effects["kind"] != "cell")
+    return ordered.sort_values(["place", "is_pool"], kind="stable")
+
+
+def _names(quantity: str, arm: str, baseline: str) -> tuple[str, str]:
+    if quantity == "gradient":
+        return "Gradient flow", f"{arm} / {baseline} (ratio)"
+    return "Test accuracy", f"{arm} {theme.MINUS} {baseline} (points)"
+
+
+def _margin_words(effects: pd.DataFrame, *, is_ratio: bool) -> str:
+    margin = float(effects["margin"].max())
+    return f"{1 / margin:.3g} to {margin:.3g}" if is_ratio else f"±{margin:.3g} points"
+
+
+def _effects_table(rows: pd.DataFrame, difference: str) -> Table:
+    return Table(
+        columns=(
+            *("cell", "pairs", difference, "95 % interval", "90 % interval"),
+            *("p", "p (Holm)", "family", "sign-flip p", "its floor", "p (equivalence)"),
+        ),
+        rows=tuple(
+            (
+                row["row"],
+                _of(row["pairs"], row["pairs_planned"]),
+                row["brief"],
+                row["interval"],
+                row["interval90"],
+                p_value(row["p"]),
+                p_value(row["p_holm"]),
+                row["family"],
+                p_value(row["p_sign_flip"]),
+                p_value(row["p_sign_flip_floor"]),
+                p_value(row["p_tost"]),
+            )
+            for row in rows.to_dict("records")
+        ),
+    )
+
+
+def _show_pairs(
+    trials: pd.DataFrame, effects: Sequence[Effect], marks: Mapping[str, Mark]
+) -> Section:
+    cells = tables.tabulate_accuracies(trials)
+    cells["note"] = [f"{count}✕" if count else "" for count in cells["diverged"]]
+    panels = []
+    for name, rows in cells.groupby("panel", sort=False):
+        drawn = trials[(trials["panel"] == name) & trials["percent"].notna()]
+        here = {
+            placement: marks[placement]
+            for placement in marks
+            if placement in set(rows["placement"])
+        }
+        if not drawn.empty:
+            panels.append(Panel(str(name), charts.accuracies(drawn, rows, here)))
+    placements = tuple(dict.fromkeys(trials["placement"]))
+    figures = [
+        Figure(
+            name="accuracy",
+            title="Every trial",
+            description=(
+                "Test accuracy after the last epoch, every trial shown. A grey line joins the "
+                "trials of one seed, a black tick is the mean of a cell, and ✕ counts trials whose "
+                "loss diverged."
+            ),
+            panels=tuple(panels),
+            table=Table(
+                (
+                    "architecture",
+                    "depth",
+                    "placement",
+                    "mean (%)",
+                    "sd",
+                    "trained",
+                    "diverged",
+                    "planned",
+                ),
+                tuple(
+                    (
+                        row["panel"],
+                        str(row["depth"]),
+                        row["placement"],
+                        number(row["mean"]),
+                        number(row["sd"]),
+                        str(row["trained"]),
+                        str(row["diverged"]),
+                        str(row["planned"]),
+                    )
+                    for row in cells.to_dict("records")
+                ),
+                words=3,
+            ),
+            columns=2,
+            legend=placements,
+        )
+    ]
+    for (quantity, arm, baseline), rows in list(_by_comparison(effects))[:1]:
+        pairs = tables.name_panels(tables.tabulate_pairs(effects))
+        pairs = pairs[
+            (pairs["quantity"] == quantity)
+            & (pairs["arm"] == arm)
+            & (pairs["baseline"] == baseline)
+        ].assign(seed=lambda frame: frame["seed"].astype(str))
+        means = tables.name_panels(rows[rows["kind"] == "cell"])
+        title = f"{arm} {theme.MINUS} {baseline} (points)"
+        figures.append(
+            Figure(
+                name=f"pairs-{arm}-{baseline}",
+                title=f"Every pair: {arm} {theme.MINUS} {baseline}",
+                description=(
+                    f"Accuracy of '{arm}' minus '{baseline}' for every seed, and beside the seeds "
+                    "of a cell their mean with its 95 % interval. Shaded: differences too small "
+                    "to matter."
+                ),
+                panels=tuple(
+                    Panel(
+                        str(name),
+                        charts.differences(part, means[means["panel"] == name], marks, title=title),
+                    )
+                    for name, part in pairs.groupby("panel", sort=False)
+                ),
+                table=Table(
+                    ("cell", "seed", title),
+                    tuple(
+                        (row["label"], row["seed"], signed(row["difference"]))
+                        for row in pairs.to_dict("records")
+                    ),
+                    words=2,
+                ),
+                columns=2,
+            )
+        )
+    return Section("pairs", "What did every seed do?", "", tuple(f for f in figures if f.panels))
+
+
+def _show_depths(effects: Sequence[Effect], marks: Mapping[str, Mark]) -> Section:
+    figures = []
+    for (quantity, arm, baseline), rows in list(_by_comparison(effects))[:1]:
+        cells = tables.name_panels(rows[(rows["kind"] == "cell") & rows["estimate"].notna()])
+        panels = [
+            (name, part) for name, part in cells.groupby("panel", sort=False) if len(part) > 1
+        ]
+        reach = charts.span(cells, "estimate", "low", "high", around=cells["margin"])
+        title = f"{arm} {theme.MINUS} {baseline} (points)"
+        contrasts = _as_printed(rows[rows["kind"].isin(["trend", "interaction"])])
+        if panels:
+            figures.append(
+                Figure(
+                    name=f"depth-{quantity}-{arm}-{baseline}",
+                    title="The difference against depth",
+                    description=(
+                        f"Mean accuracy of '{arm}' minus '{baseline}' at each depth (log scale), "
+                        "with 95 % intervals; all panels share one scale."
+                    ),
+                    panels=tuple(
+                        Panel(str(name), charts.trend(part, marks, title=title, reach=reach))
+                        for name, part in panels
+                    ),
+                    columns=3,
+                )
+            )
+        if not contrasts.empty:
+            figures.append(
+                Figure(
+                    name=f"contrasts-{quantity}-{arm}-{baseline}",
+                    title="Trend with depth, and the part of the skip connection",
+                    description=(
+                        "Change of the difference per doubling of depth, and difference between "
+                        "families of networks (interaction), each with its 95 and 90 % interval."
+                    ),
+                    panels=(
+                        Panel(
+                            "",
+                            charts.forest(contrasts, marks, title=title),
+                        ),
+                    ),
+                    table=_effects_table(contrasts, title),
+                )
+            )
+    return Section("depth", "Does it depend on depth, or on the skip?", "", tuple(figures))
+
+
+def _show_flow(results: Results, effects: Sequence[Effect], marks: Mapping[str, Mark]) -> Section:
+    column = results.plan.gradient_column
+    named = tables.name_panels(tables.name_variants(results.planned))
+    deepest = named.groupby("panel", sort=False)["depth"].max().reset_index()
+    readings = tables.read_flow(results, deepest)
+    flow = tables.tabulate_flow(readings)
+    arm, baseline = next(((arm, base) for (_, arm, base), _ in _by_comparison(effects)), ("", ""))
+    differences = tables.tabulate_flow_differences(readings, arm=arm, baseline=baseline)
+    differences["is_clear"] = differences["p_bh"] < 0.05
+    figures: list[Figure] = []
+    for (panel, depth), rows in flow.groupby(["panel", "depth"], sort=False):
+        where = f"{panel}-{depth}"
+        here = {name: marks[name] for name in marks if name in set(rows["placement"])}
+        title = f"log10 of {theme.axis_title(column)}"
+        reach = charts.span(rows, "mean", "low", "high")
+        times = _chosen_times(rows)
+        figures.append(
+            Figure(
+                name=f"flow-{where}",
+                title=f"{where}: gradient flow by layer",
+                description=(
+                    f"Mean over seeds with 95 % intervals. {theme.meaning(column)} Layer 0 is next "
+                    "to the input."
+                    + (
+                        " Dashed: the growth that theory predicts at initialisation."
+                        if panel == "mlp"
+                        else ""
+                    )
+                ),
+                panels=tuple(
+                    Panel(
+                        words,
+                        charts.flow_by_layer(
+                            at,
+                            here,
+                            title=title,
+                            reach=reach,
+                            theory=_theory(str(panel), at, baseline),
+                        ),
+                    )
+                    for words, at in times
+                ),
+                columns=3,
+                legend=tuple(here),
+                table=_flow_table(times),
+            )
+        )
+        spread = charts.span(rows, "mean")
+        maps = [
+            Panel(placement, charts.flow_map(part, title=title, reach=spread))
+            for placement in here
+            if not (part := rows[rows["placement"] == placement]).empty
+        ]
+        here = differences[differences["panel"] == panel]
+        if not here.empty:
+            words = f"{arm} {theme.MINUS} {baseline}"
+            maps.append(Panel(words, charts.difference_map(here, title="difference (dex)")))
+        figures.append(
+            Figure(
+                name=f"flow-map-{where}",
+                title=f"{where}: gradient flow over training",
+                description=(
+                    "Layer by time, mean over seeds; placements share one scale. The difference "
+                    "is exploratory: orange where more reaches the layer with the first placement "
+                    "named, pale where that may be chance (Benjamini-Hochberg at 5 %)."
+                ),
+                panels=tuple(maps),
+                columns=2,
+            )
+        )
+    return Section("flow", "What reaches the layers?", "", tuple(figures))
+
+
+def _chosen_times(flow: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Before training, after the first epoch and at the end, as far as there are readings."""
+    epochs = np.sort(flow["epoch"].unique()).tolist()
+    chosen = dict.fromkeys([epochs[0], *[epoch for epoch in epochs if epoch >= 1][:1], epochs[-1]])
+    return [
+        (
+            "at initialisation" if epoch == 0 else f"after {epoch:g} epoch{'s' * (epoch != 1)}",
+            flow[flow["epoch"] == epoch],
+        )
+        for epoch in chosen
+    ]
+
+
+def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
+    """A row per layer, a column per time and placement."""
+    columns = {
+        f"{placement} {words}": rows.set_index("layer_index")["mean"]
+        for words, at in times
+        for placement, rows in at.groupby("placement", sort=False)
+    }
+    wide = pd.DataFrame(columns).sort_index()
+    return Table(
+        ("layer", *columns),
+        tuple(
+            (str(layer), *map(signed, row))
+            for layer, row in zip(wide.index, wide.to_numpy(), strict=True)
+        ),
+    )
+
+
+def _theory(architecture: str, flow: pd.DataFrame, anchor: str) -> pd.DataFrame | None:
+    """Mean-field theory for an MLP at initialisation, through the last hidden layer of `anchor`."""
+    hidden = flow[flow["placement"] == anchor].sort_values("layer_index")[:-1]
+    if architecture != "mlp" or flow["epoch"].iloc[0] != 0 or hidden.empty:
+        return None
+    towards_input = hidden["layer_index"].max() - hidden["layer_index"]
+    growth = math.log10(MEAN_FIELD_GROWTH) / 2
+    return hidden[["layer_index"]].assign(mean=hidden["mean"].iloc[-1] + growth * towards_input)
+
+
+def _show_mechanism(
+    effects: Sequence[Effect], verdicts: Sequence[Verdict], marks: Mapping[str, Mark]
+) -> Section:
+    if not {effect.quantity for effect in effects} >= {"accuracy", "gradient"}:
+        return Section("mechanism", "")
+    keys = [
+        "dataset",
+        "recipe",
+        "architecture",
+        "variant",
+        "depth",
+        "arm",
+        "baseline",
+        "seed",
+        "label",
+    ]
+    pairs = tables.name_panels(tables.tabulate_pairs(effects))
+    both = pairs.pivot_table(index=[*keys, "panel"], columns="quantity", values="difference")
+    figures = []
+    if {"accuracy", "gradient"} <= set(both.columns):
+        both = both.dropna().reset_index().rename(columns={"gradient": "flow"})
+        first = next(((arm, base) for (_, arm, base), _ in _by_comparison(effects)), ("", ""))
+        both = both[(both["arm"] == first[0]) & (both["baseline"] == first[1])]
+        figures = [
+            Figure(
+                name="mechanism",
+                title="Accuracy gained against gradient flow gained",
+                description=(
+                    f"One point per pair of trials: '{first[0]}' minus '{first[1]}'. A cloud that "
+                    "rises to the right is what a cause would look like, and a common cause too."
+                ),
+                panels=tuple(
+                    Panel(
+                        str(name),
+                        charts.mechanism(
+                            rows, marks, x_title="gradient flow (dex)", y_title="accuracy (points)"
+                        ),
+                    )
+                    for name, rows in both.groupby("panel", sort=False)
+                ),
+                columns=3,
+                table=Table(
+                    ("cell", "seed", "gradient flow (dex)", "accuracy (points)"),
+                    tuple(
+                        (
+                            row["label"],
+                            str(row["seed"]),
+                            signed(row["flow"]),
+                            signed(row["accuracy"]),
+                        )
+                        for row in both.to_dict("records")
+                    ),
+                    words=2,
+                ),
+            )
+        ]
+    intro = " ".join(
+        f"{verdict.sentence} Judged {verdict.word}: {verdict.reason}."
+        for verdict in verdicts
+        if verdict.claim == "C2"
+    )
+    return Section(
+        "mechanism",
+        "Is the accuracy carried by gradient flow?",
+        intro,
+        tuple(figure for figure in figures if figure.panels),
+    )
+
+
+_GLYPHS = {"done": "", "diverged": "✕", "failed": "!", "missing": ""}
+
+
+def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
+    cells = trials.assign(
+        cell=trials["depth"].astype(str) + " " + trials["placement"],
+        glyph=trials["state"].map(_GLYPHS),
+        order=trials["placement"].map(
+            {name: i for i, name in enumerate(trials["placement"].unique())}
+        ),
+    ).sort_values(["depth", "order", "seed"], kind="stable")
+    failures = results.failures.sort_values("failed_at")
+    parts = [
+        (
+            "Failures",
+            Table(
+                ("trial", "attempt", "kind", "what was said"),
+                tuple(
+                    (row["trial"], str(row["attempt"]), row["kind"], row["message"])
+                    for row in failures.to_dict("records")
+                ),
+                words=4,
+            ),
+        ),
+        (
+            "Missing trials",
+            Table(
+                ("architecture", "depth", "placement", "seed", "state"),
+                tuple(
+                    (
+                        row["panel"],
+                        str(row["depth"]),
+                        row["placement"],
+                        str(row["seed"]),
+                        row["state"],
+                    )
+                    for row in cells[cells["state"].isin(["missing", "failed"])].to_dict("records")
+                ),
+                words=5,
+            ),
+        ),
+        ("Time and measurement", _time_table(trials)),
+    ]
+    checks = results.gradients[["qa_sum", "qa_dot"]].abs().max()
+    share = (
+        trials["probe_time"].sum() / trials["wall_time"].sum() if trials["wall_time"].sum() else 0
+    )
+    intro = (
+        ""
+        if results.gradients.empty
+        else (
+            f"Measuring gradient flow took {100 * share:.1f} % of the training time. Two identities "
+            "hold exactly where batch norm follows a layer; in the readings they are off by at most "
+            f"{checks['qa_sum']:.1g} (sum of the gradient) and {checks['qa_dot']:.1g} (weight times "
+            "its gradient), relative."
+        )
+    )
+    return Section(
+        "integrity",
+        "Did the runs go as planned?",
+        intro,
+        (
+            Figure(
+                name="integrity",
+                title="Every planned trial",
+                description=(
+                    "Green: trained. Orange with ✕: the loss diverged, which is an outcome. Black "
+                    "with !: it broke. Grey: no row yet."
+                ),
+                panels=tuple(
+                    Panel(str(name), charts.tiles(rows))
+                    for name, rows in cells.groupby("panel", sort=False)
+                ),
+                columns=3,
+            ),
+        ),
+        tuple((title, table) for title, table in parts if table.rows),
+    )
+
+
+def _time_table(trials: pd.DataFrame) -> Table:
+    done = trials[trials["wall_time"].notna()]
+    groups = done.groupby(["panel", "depth", "placement"], sort=False)
+    return Table(
+        ("architecture", "depth", "placement", "trials", "time per trial (s)", "probe share (%)"),
+        tuple(
+            (
+                *map(str, key),
+                str(len(rows)),
+                number(rows["wall_time"].mean(), 1),
+                number(100 * rows["probe_time"].sum() / rows["wall_time"].sum(), 1),
+            )
+            for key, rows in groups
+        ),
+        words=3,
+    )
+
+
+def _show_precision(
+    results: Results, effects: Sequence[Effect], marks: Mapping[str, Mark]
+) -> Section:
+    figures = []
+    for (quantity, arm, baseline), _ in list(_by_comparison(effects))[:1]:
+        chosen = [
+            effect
+            for effect in effects
+            if (effect.quantity, effect.arm, effect.baseline) == (quantity, arm, baseline)
+        ]
+        cells = tables.tabulate_precision(chosen, alpha=results.plan.alpha)
+        if cells.empty:
+            continue
+        cells = _as_printed(cells)
+        figures.append(
+            Figure(
+                name="precision",
+                title=f"Smallest difference found with 80 % power: {arm} {theme.MINUS} {baseline}",
+                description=(
+                    "By as many pairs as there are, one cell alone; the black tick is the margin. "
+                    "Planned on the upper 80 % bound of the standard deviation."
+                ),
+                panels=(Panel("", charts.precision(cells, marks, title="difference (points)")),),
+                table=Table(
+                    (
+                        *("cell", "pairs", "sd of differences", "its upper 80 % bound"),
+                        *("found with 80 % power", "pairs that find the margin"),
+                        *("se from the finite test set", "correlation within pairs"),
+                    ),
+                    tuple(
+                        (
+                            row["row"],
+                            str(row["pairs"]),
+                            number(row["sd"]),
+                            number(row["sd_upper"]),
+                            number(row["detectable"]),
+                            NONE if row["needed"] is None else f"{row['needed']:.0f}",
+                            number(row["test_se"]),
+                            number(row["correlation"]),
+                        )
+                        for row in cells.to_dict("records")
+                    ),
+                ),
+            )
+        )
+    return Section(
+        "precision", "How small a difference could these seeds show?", "", tuple(figures)
+    )
+
+
+def _show_robustness(verdicts: Sequence[Verdict]) -> Section:
+    rows = tuple(
+        (
+            verdict.claim,
+            verdict.word,
+            p_value(verdict.p),
+            p_value(verdict.p_holm),
+            p_value(panel.p_sign_flip),
+            p_value(panel.p_signed_rank),
+            signed(panel.hodges_lehmann),
+            number(panel.rope_probability),
+            number(panel.superiority),
+            signed(panel.estimate_at_chance),
+            verdict.fragile or "agrees",
+        )
+        for verdict in verdicts
+        if (panel := verdict.robustness) is not None
+    )
+    table = Table(
+        (
+            *("claim", "verdict", "p", "p (Holm)", "sign-flip p", "signed-rank p"),
+            *("Hodges-Lehmann", "P(|effect| < margin)", "P(arm > baseline)"),
+            *("diverged at chance", "against the verdict"),
+        ),
+        rows,
+        words=2,
+    )
+    return Section(
+        "robustness",
+        "Would other methods say the same?",
+        "Printed beside the verdicts, never deciding them.",
+        tables=(("Other methods", table),) if rows else (),
+    )
+
+
+def _show_calibration(rates: Sequence[Rate]) -> Section:
+    rows = tuple(
+        (
+            rate.scenario,
+            rate.measure,
+            rate.promise or NONE,
+            "" if not rate.promise else "✓ kept" if rate.is_kept else "✕ broken",
+            f"{number(100 * rate.share, 1)} ± {number(100 * rate.error, 1)}",
+        )
+        for rate in rates
+        if math.isfinite(rate.share)
+    )
+    promised = [rate for rate in rates if rate.promise and math.isfinite(rate.share)]
+    kept = sum(rate.is_kept for rate in promised)
+    return Section(
+        "calibration",
+        "How often would such verdicts err?",
+        (
+            f"Grids of this very design were simulated, with the spreads seen here and a truth that "
+            f"is known, and judged by the same code: {kept} of {len(promised)} promises were kept. "
+            "Shares come with their Monte-Carlo standard error."
+        ),
+        tables=(
+            (
+                "What was simulated and counted",
+                Table(
+                    ("what is true", "what was counted", "promised", "", "share (%)"), rows, words=4
+                ),
+            ),
+        )
+        if rows
+        else (),
+    )
+
+
+def _by_comparison(
+    effects: Iterable[Effect],
+) -> Iterable[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """The effects of each quantity, arm and baseline, in the order in which they come."""
+    table = tables.tabulate_effects(effects)
+    for (quantity, arm, baseline), rows in table.groupby(
+        ["quantity", "arm", "baseline"], sort=False
+    ):
+        yield (str(quantity), str(arm), str(baseline)), rows
+
+
+def _as_printed(effects: pd.DataFrame) -> pd.DataFrame:
+    """Effects as the reader sees them: gradient flow as a ratio, and the words of each line.
+
+    Adds `row`, a name that no other line has, `brief` and `numbers`, the text beside it, and
+    `interval` and `interval90`.
+    """
+    several = [name for name in ("dataset", "recipe") if len(effects[name].unique()) > 1]
+    is_ratio = bool((effects["quantity"] == "gradient").all())
+    if is_ratio:
+        logs = ["estimate", "low", "high", "low90", "high90", "margin"]
+        effects = effects.assign(**{name: 10.0 ** effects[name] for name in logs})
+    write = theme.ratio if is_ratio else signed
+    lines = [
+        {
+            "row": " ".join([line["label"], *(line[name] for name in several)]),
+            "brief": write(line["estimate"]),
+            "interval": interval(line["low"], line["high"], write),
+            "interval90": interval(line["low90"], line["high90"], write),
+        }
+        for line in effects.to_dict("records")
+    ]
+    words = pd.DataFrame(lines, effects.index, ["row", "brief", "interval", "interval90"])
+    return effects.join(words).assign(numbers=words["brief"] + " " + words["interval"])
+
+
+def interval(low: float, high: float, write: Callable[[float], str] = signed) -> str:
+    """An interval as it is printed."""
+    return f"[{write(low)}, {write(high)}]" if math.isfinite(low) else "[no interval]"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number as it is printed."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else NONE
+
+
+def _of(part: int, whole: int) -> str:
+    return str(part) if part == whole else f"{part} of {whole}"

@@ -1,0 +1,250 @@
+"""What a number of seeds can show, before they are run and after.
+
+Everything is exact for normal differences: noncentral t for "is there a difference", an integral
+over the chi distribution of the standard error for "is it smaller than the margin".
+Needs numpy and scipy only: the harness asks it for the smallest difference a grid can detect.
+
+Legend of shape suffixes: K nodes of Gauss and Legendre's quadrature.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import optimize, special
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SEEDS_LIMIT = 10_000
+"""More seeds than this are no plan."""
+_NODE_K, _WEIGHT_K = np.polynomial.legendre.leggauss(128)  # on [-1, 1]
+
+
+def t_power(ratio: float, df: float, *, alpha: float = 0.05) -> float:
+    """Probability that the two-sided t test finds a true difference.
+
+    Units:
+        ratio: the true difference over its standard error.
+
+    >>> round(t_power(0.0, 9), 3)
+    0.05
+    """
+    critical = special.stdtrit(df, 1 - alpha / 2)
+    # P(t > c) on either side. The far side as 1 - P(t' < c) with the noncentrality turned round:
+    # scipy gives NaN for tails as thin as the other form's.
+    right, wrong = 1 - special.nctdtr(df, np.array([ratio, -ratio]), critical)
+    return float(right + wrong)
+
+
+def tost_power(margin_ratio: float, df: float, *, ratio: float = 0.0, alpha: float = 0.05) -> float:
+    """Probability that two one-sided t tests show the difference to lie within the margin.
+
+    Both tests pass where |estimate| < margin - t * s; integrated over the distribution of the
+    standard error s, which is what Owen's Q functions come to.
+
+    Units:
+        margin_ratio: the margin over the true standard error of the estimate.
+        ratio: the true difference over the same.
+    Source:
+        Phillips 1990, doi:10.1007/BF01063556; Owen 1965, doi:10.1093/biomet/52.3-4.437.
+    """
+    critical = special.stdtrit(df, 1 - alpha)
+    # s / sigma = sqrt(chi2 / df); beyond margin / critical no estimate can pass.
+    low, high = np.sqrt(special.chdtri(df, np.array([1 - 1e-14, 1e-14])) / df)
+    high = min(high, margin_ratio / critical)
+    if high <= low:
+        return 0.0
+    s_K = low + (high - low) * (_NODE_K + 1) / 2
+    log_density_K = (
+        np.log(2)
+        + (df / 2) * np.log(df / 2)
+        - special.gammaln(df / 2)
+        + (df - 1) * np.log(s_K)
+        - df * s_K**2 / 2
+    )
+    half_width_K = margin_ratio - critical * s_K
+    passes_K = special.ndtr(half_width_K - ratio) - special.ndtr(-half_width_K - ratio)
+    return float((high - low) / 2 * np.sum(_WEIGHT_K * passes_K * np.exp(log_density_K)))
+
+
+def detectable_difference(
+    sd: float, pairs: int, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """Smallest true difference that `pairs` pairs find with the given power, in the unit of `sd`.
+
+    Units:
+        sd: standard deviation of the paired differences.
+    Raises:
+        ValueError: fewer than 2 pairs.
+
+    >>> round(detectable_difference(1.0, 10), 3)
+    0.996
+    """
+    if pairs < 2:
+        raise ValueError(f"a t test needs 2 pairs, not {pairs}")
+    df = pairs - 1
+    # At this ratio the power is above any asked for: the t quantile is far exceeded.
+    top = 10 * float(special.stdtrit(df, 1 - alpha / 2)) + 10
+    ratio = _find_root(lambda ratio: t_power(ratio, df, alpha=alpha) - power, 0.0, top)
+    return float(ratio * sd / np.sqrt(pairs))
+
+
+def pairs_needed(
+    difference: float, sd: float, *, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
+    """Fewest pairs that find a true difference with the given power; None beyond any plan.
+
+    Units:
+        difference and sd (of the paired differences) in one unit.
+
+    >>> pairs_needed(1.0, 1.0)
+    10
+    """
+    return _fewest(
+        lambda n: t_power(difference * np.sqrt(n) / sd, n - 1, alpha=alpha) >= power, least=2
+    )
+
+
+def pairs_needed_to_equate(
+    margin: float, sd: float, *, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
+    """Fewest pairs that show equivalence with the given power if there is truly no difference.
+
+    Units:
+        margin and sd (of the paired differences) in one unit.
+
+    >>> pairs_needed_to_equate(1.0, 1.0)
+    11
+    """
+    return _fewest(
+        lambda n: tost_power(margin * np.sqrt(n) / sd, n - 1, alpha=alpha) >= power, least=2
+    )
+
+
+def seeds_needed_to_settle(
+    margin: float, *, se: float, df: float, seeds: float, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
+    """Fewest seeds per cell after which a pooled effect is settled either way; None beyond any plan.
+
+    Settled either way: an effect as large as the margin is found, and no effect at all is shown
+    to lie within the margin, each with the given power.
+
+    The plan stands on the upper 80 % bound of the standard deviation: planned on the estimate
+    itself, half of all studies would fall short.
+
+    Units:
+        margin and se in one unit; `seeds` per cell and `df` are those that `se` came from.
+    Source:
+        Browne 1995, doi:10.1002/sim.4780141709 (planning on an upper bound).
+    """
+    deviation = sd_upper_bound(se * np.sqrt(seeds), df)
+
+    def settles(n: int) -> bool:
+        ratio = margin * np.sqrt(n) / deviation
+        df_then = df * (n - 1) / (seeds - 1)
+        return (
+            tost_power(ratio, df_then, alpha=alpha) >= power
+            and t_power(ratio, df_then, alpha=alpha) >= power
+        )
+
+    return _fewest(settles, least=3)
+
+
+def seeds_needed_to_decide(
+    estimate: float,
+    margin: float,
+    *,
+    se: float,
+    df: float,
+    seeds: float,
+    against_zero: bool,
+    alpha: float = 0.05,
+    power: float = 0.8,
+) -> int | None:
+    """Fewest seeds per cell that give a word if the estimate is the truth; None beyond any plan.
+
+    A word is given where the effect is shown to lie within the margin; or to differ, from zero
+    (`against_zero`) or by more than the margin.
+
+    Units:
+        estimate, margin and se in one unit; `seeds` per cell and `df` are those that `se` came
+        from.
+    """
+    deviation = sd_upper_bound(se * np.sqrt(seeds), df)
+    estimate = abs(estimate)
+
+    def decides(n: int) -> bool:
+        scale = np.sqrt(n) / deviation
+        df_then = df * (n - 1) / (seeds - 1)
+        if against_zero:
+            differs = t_power(estimate * scale, df_then, alpha=alpha)
+        else:
+            critical = special.stdtrit(df_then, 1 - alpha)
+            differs = 1 - special.nctdtr(df_then, (estimate - margin) * scale, critical)
+        within = tost_power(margin * scale, df_then, ratio=estimate * scale, alpha=alpha)
+        return max(differs, within) >= power
+
+    return _fewest(decides, least=3)
+
+
+def sd_upper_bound(sd: float, df: float, *, confidence: float = 0.8) -> float:
+    """One-sided upper confidence bound of a standard deviation, in its unit.
+
+    >>> round(sd_upper_bound(1.0, 9), 3)
+    1.293
+    """
+    return float(sd * np.sqrt(df / special.chdtri(df, confidence)))
+
+
+def pocock_level(alpha: float, looks: int) -> float:
+    """Nominal level of each of `looks` equally spaced analyses that together err with `alpha`.
+
+    Units:
+        Two-sided levels.
+    Source:
+        Pocock 1977, doi:10.1093/biomet/64.2.191; the integral is Armitage, McPherson & Rowe 1969,
+        doi:10.2307/2343787.
+
+    >>> round(pocock_level(0.05, 2), 4)
+    0.0294
+    """
+    if looks == 1:
+        return alpha
+
+    def excess(bound: float) -> float:
+        return 1 - alpha - _stay_probability(bound, looks)
+
+    bound = _find_root(excess, float(special.ndtri(1 - alpha / 2)), 10.0)
+    return float(2 * special.ndtr(-bound))
+
+
+def _stay_probability(bound: float, looks: int) -> float:
+    """P(|z| < bound at every look), by passing the density of the running sum from look to look."""
+    sum_K = bound * _NODE_K
+    mass_K = np.exp(-(sum_K**2) / 2) / np.sqrt(2 * np.pi) * _WEIGHT_K * bound
+    for look in range(2, looks + 1):
+        reach = bound * np.sqrt(look)  # the sum's bound at this look
+        next_K = reach * _NODE_K
+        step_KK = np.exp(-((next_K[:, None] - sum_K) ** 2) / 2) / np.sqrt(2 * np.pi)
+        sum_K, mass_K = next_K, (step_KK @ mass_K) * _WEIGHT_K * reach
+    return float(mass_K.sum())
+
+
+def _find_root(function: Callable[[float], float], low: float, high: float) -> float:
+    return float(optimize.brentq(function, low, high))  # pyright: ignore[reportArgumentType]
+
+
+def _fewest(suffices: Callable[[int], bool], *, least: int) -> int | None:
+    """Smallest count that suffices, where every larger one does too; None beyond the limit."""
+    high = least
+    while not suffices(high):
+        if high >= SEEDS_LIMIT:
+            return None
+        high = min(2 * high, SEEDS_LIMIT)
+    low = max(least, high // 2)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle + 1, high)
+    return low

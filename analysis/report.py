@@ -1,0 +1,504 @@
+"""Write the significance report of a results folder: python -m analysis.report RESULTS."""
+
+# ruff: noqa: T201  this file speaks to the terminal
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import webbrowser
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import jinja2
+import markupsafe
+import numpy as np
+import vl_convert
+from altair.utils.schemapi import debug_mode
+
+from analysis import tables, theme
+from analysis.calibrate import calibrate, find_design
+from analysis.claims import judge
+from analysis.effects import accuracy_effects, gradient_effects
+from analysis.load import ResultsError, load_results
+from analysis.outcomes import collect_outcomes
+from analysis.page import Figure, Page, Table, build_page
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from analysis.calibrate import Rate
+    from analysis.claims import Verdict
+    from analysis.effects import Effect
+    from analysis.load import Results
+    from analysis.theme import Mark
+
+REPLICATES = 1_000
+"""Simulated grids per scenario: enough to tell 5 % from 7 %, in a second or two."""
+FORMATS = ("html", "pdf", "md")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PANEL_WIDTH = {1: 620, 2: 400, 3: 280}
+"""Pixels per panel in a figure's file, by the panels in a row; on the page the reader decides."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 2 where the results cannot be analysed."""
+    options = _parse(arguments)
+    command = shlex.join(["python", "-m", "analysis.report", *(arguments or sys.argv[1:])])
+    folder = options.output or _default_output(options.results)
+    try:
+        page = _report(options, folder, command)
+        if options.open:
+            webbrowser.open((folder / "index.html").resolve().as_uri())
+        while options.watch and not page.results.is_complete:
+            time.sleep(options.watch)
+            page = _report(options, folder, command)
+    except ResultsError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description="Judge the claims from the rows of a results folder and show how sure that is.",
+    )
+    parser.add_argument("results", help="folder or s3://bucket/prefix that harness.run wrote")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="folder of the report; default: RESULTS/report"
+    )
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=("html",),
+        metavar="html,pdf,md",
+        help="what to write beside the tables and figures; pdf needs Chromium or Chrome",
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=30.0,
+        metavar="SECONDS",
+        help="write the report anew while trials are missing (default every 30 seconds)",
+    )
+    parser.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="compare trials of different training code or precision; the report says so",
+    )
+    return parser.parse_args(arguments)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    formats = tuple(text.split(","))
+    for name in formats:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(FORMATS)}")
+    return formats
+
+
+def _default_output(location: str) -> Path:
+    if location.startswith("s3://"):
+        return Path("results", location.rstrip("/").rpartition("/")[2], "report")
+    return Path(location).expanduser() / "report"
+
+
+def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
+    results = load_results(options.results, allow_mixed=options.allow_mixed)
+    effects = (*accuracy_effects(results), *gradient_effects(results))
+    verdicts = judge(results)
+    with debug_mode(False):  # the tests draw every chart; checking each against the schema is slow
+        page = build_page(results, effects, verdicts, _calibrate(results))
+    try:
+        write_report(
+            page,
+            effects,
+            folder,
+            command=command,
+            formats=options.format,
+            refresh=options.watch,
+        )
+    except OSError as error:
+        raise ResultsError(f"{folder}: the report cannot be written there ({error})") from error
+    _print_verdicts(page, folder)
+    return page
+
+
+def _calibrate(results: Results) -> list[Rate]:
+    """How often verdicts err in studies like each of these; the same state, the same numbers."""
+    rng = np.random.default_rng(0)
+    designs = [find_design(outcomes, results.plan) for outcomes in collect_outcomes(results)]
+    return [
+        rate
+        for design in designs
+        if design is not None
+        for rate in calibrate(design, replicates=REPLICATES, rng=rng)
+    ]
+
+
+def write_report(
+    page: Page,
+    effects: Sequence[Effect],
+    folder: Path,
+    *,
+    command: str,
+    formats: Sequence[str] = ("html",),
+    refresh: float | None = None,
+) -> None:
+    """Write the page, the tables beside it and every figure as SVG.
+
+    `command` is printed as what wrote the report; `refresh` makes the page renew itself after so
+    many seconds.
+
+    Raises:
+        ResultsError: a PDF is wanted and there is no browser to print it.
+    """
+    written = datetime.now(UTC)
+    verdicts = [card.verdict for card in page.cards]
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    looks = _count_looks(folder / "looks.json", page.results, written=written)
+    html = render_page(page, written=written, command=command, looks=looks, refresh=refresh)
+    _write(folder / "index.html", html)
+    _write(folder / "verdicts.json", _verdicts_json(page.results, verdicts, written=written))
+    _write(folder / "effects.csv", tables.tabulate_effects(effects).to_csv(index=False))
+    trials = page.results.trials.drop(columns="test_correct")
+    _write(folder / "trials.csv", trials.to_csv(index=False))
+    for figure in page.figures:
+        svg = vl_convert.vegalite_to_svg(_twin(figure))
+        _write(folder / "figures" / f"{_file_name(figure.name)}.svg", svg)
+    if "md" in formats:
+        _write(folder / "report.md", _render_markdown(page, written=written))
+    if "pdf" in formats:
+        _print_pdf(folder / "index.html", folder / "report.pdf")
+
+
+def render_page(
+    page: Page,
+    *,
+    written: datetime,
+    command: str,
+    looks: int = 1,
+    refresh: float | None = None,
+) -> str:
+    """The whole page as one file that needs no network.
+
+    Strings from results are data: they are escaped where they become text, and `<` does not occur
+    in the specifications of the charts. The policy lets nothing run but the one script below, and
+    no request leave the page.
+    """
+    specs = [_page_spec(card.chart) for card in page.cards if card.chart is not None]
+    for figure in page.figures:
+        specs += [_page_spec(panel.chart, legend=not figure.legend) for panel in figure.panels]
+    content = {
+        "config": theme.configure(alt.Chart()).to_dict(validate=False)["config"],
+        "charts": specs,
+    }
+    script = _script()
+    style = _read("page.css") + _dark_style()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["minus"] = lambda text: re.sub(r"(?<!\w)-(?=\d)", theme.MINUS, text)
+    return environment.from_string(_read("page.html.j2")).render(
+        page=page,
+        written=written,
+        command=command,
+        looks=looks,
+        refresh=refresh,
+        code=sorted(set(page.results.trials["code_digest"])),
+        gradient_meaning=theme.meaning(page.results.plan.gradient_column).rstrip("."),
+        provenance=_provenance(page.results),
+        reproduction=_reproduction(page),
+        chart=_chart_box,
+        swatch=_swatch,
+        style=style,
+        script=script,
+        content=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        policy="; ".join(
+            [
+                "default-src 'none'",
+                f"script-src {_hash_of(script)}",
+                f"style-src {_hash_of(style)}",
+                "img-src data:",
+                "base-uri 'none'",
+                "form-action 'none'",
+            ]
+        ),
+    )
+
+
+def _page_spec(chart: alt.Chart | alt.LayerChart, *, legend: bool = True) -> dict[str, Any]:
+    """The chart as the page draws it: as wide as its box; `legend` where the page has none."""
+    spec = theme.configure(chart).to_dict(validate=False)
+    del spec["config"]  # the same for all, once on the page
+    if not legend:
+        spec["config"] = {"legend": {"disable": True}}
+    spec.pop("$schema")
+    spec["datasets"] = {name: _columns(rows) for name, rows in spec["datasets"].items()}
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec["padding"] = {"left": 2, "top": 4, "bottom": 2, "right": 4}
+    return spec
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows as columns, those that repeat themselves as places in a list; the page turns them back.
+
+    CSV would be as small, but Vega's reader of CSV compiles code, which the page forbids.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row[name] for row in rows] for name in names}
+    words = {name: list(dict.fromkeys(values)) for name, values in columns.items()}
+    return {
+        "length": len(rows),
+        "columns": {
+            name: {"words": words[name], "places": [words[name].index(value) for value in values]}
+            if len(words[name]) < len(values) / 4
+            else values
+            for name, values in columns.items()
+        },
+    }
+
+
+def _twin(figure: Figure) -> dict[str, Any]:
+    """The figure as one picture of fixed width."""
+    width = PANEL_WIDTH[figure.columns]
+    panels = [
+        panel.chart.properties(width=width, title=panel.title or figure.title)
+        for panel in figure.panels
+    ]
+    chart = alt.concat(*panels, columns=figure.columns).resolve_scale(
+        color="independent", shape="independent"
+    )
+    return theme.configure(chart).properties(background=theme.PAPER).to_dict(validate=False)
+
+
+@functools.cache
+def _script() -> str:
+    """Vega, Vega-Lite and vega-embed, once, and the few lines that draw the charts with them.
+
+    Inside a function, for the bundle would leak its names into the page's.
+    """
+    bundle = vl_convert.javascript_bundle(_read("page.js"))
+    return f"(function () {{\n{bundle}\n}})();"
+
+
+def _read(name: str) -> str:
+    return resources.files("analysis").joinpath(name).read_text(encoding="utf-8")
+
+
+def _dark_style() -> str:
+    """The colours of charts on a dark page: style wins over the attributes that Vega writes."""
+    rules = "".join(
+        f'[fill="{light}"]{{fill:{dark}}}[stroke="{light}"]{{stroke:{dark}}}'
+        for light, dark in theme.DARK.items()
+    )
+    return f"@media screen and (prefers-color-scheme: dark) {{{rules}}}\n"
+
+
+def _hash_of(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _chart_box(description: str) -> markupsafe.Markup:
+    return markupsafe.Markup('<div class="chart" role="img" aria-label="{}"></div>').format(
+        description
+    )
+
+
+_SYMBOLS = {
+    "circle": "M6 1a5 5 0 1 1 0 10a5 5 0 1 1 0-10z",
+    "square": "M1.5 1.5h9v9h-9z",
+    "triangle-up": "M6 1l5.5 10h-11z",
+    "triangle-down": "M6 11l5.5-10h-11z",
+    "triangle-right": "M11 6l-10-5.5v11z",
+    "triangle-left": "M1 6l10-5.5v11z",
+    "diamond": "M6 0l5 6l-5 6l-5-6z",
+    "cross": "M4 0h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+}
+
+
+def _swatch(mark: Mark) -> markupsafe.Markup:
+    return markupsafe.Markup(
+        '<svg viewBox="0 0 12 12" aria-hidden="true"><path d="{}" fill="{}"/></svg>'
+    ).format(_SYMBOLS[mark.shape], mark.colour)
+
+
+def _provenance(results: Results) -> Table:
+    names = ("device", "torch", "python", "commit", "code_digest", "deterministic", "precision")
+    counts = results.trials[list(names)].astype(str).value_counts(sort=False).reset_index()
+    return Table(
+        ("trials", *(name.replace("_", " ") for name in names)),
+        tuple(
+            (str(row["count"]), *(row[name] for name in names)) for row in counts.to_dict("records")
+        ),
+        words=len(names) + 1,
+    )
+
+
+def _reproduction(page: Page) -> Table:
+    """What to type for the effect that decided each claim, every number of it."""
+    rows = []
+    for index, card in enumerate(page.cards):
+        location = json.dumps(page.results.location)
+        source = (
+            "from analysis import claims, load; "
+            f"print(claims.judge(load.load_results({location}))[{index}].headline)"
+        )
+        if card.verdict.headline is not None:
+            rows.append((card.verdict.claim, shlex.join(["python", "-c", source])))
+    return Table(("claim", "command"), tuple(rows), words=2)
+
+
+def _verdicts_json(results: Results, verdicts: Sequence[Verdict], *, written: datetime) -> str:
+    content = {
+        "grid": results.plan.grid,
+        "written": written.isoformat(timespec="seconds"),
+        "complete": results.is_complete,
+        "trials_planned": len(results.planned),
+        "trials_found": len(results.trials),
+        "warnings": list(results.warnings),
+        "plan": asdict(results.plan),
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+    }
+    return json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401
+    """JSON has no NaN: a number that does not exist is null."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+        case _:
+            return value
+
+
+def _count_looks(path: Path, results: Results, *, written: datetime) -> int:
+    """How often these results were judged while they grew, this time included.
+
+    The same trials judged again are the same look.
+    """
+    names = "".join(sorted(results.trials["trial_id"]))
+    look = {
+        "trials": len(results.trials),
+        "digest": hashlib.blake2b(names.encode(), digest_size=8).hexdigest(),
+        "first": written.isoformat(timespec="seconds"),
+    }
+    looks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if look["digest"] not in {earlier["digest"] for earlier in looks}:
+        looks.append(look)
+        _write(path, json.dumps(looks, indent=2) + "\n")
+    return len(looks)
+
+
+def _render_markdown(page: Page, *, written: datetime) -> str:
+    """The verdicts, and the figures that lie beside the file."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
+
+    lines = [
+        "# Does batch norm belong before or after ReLU?",
+        "",
+        (
+            f"Grid {plain(page.results.plan.grid)}, {written:%d %B %Y, %H:%M} UTC: "
+            f"{len(page.results.trials)} of {len(page.results.planned)} planned trials."
+        ),
+    ]
+    if not page.results.is_complete:
+        lines += ["", f"**INCOMPLETE**: {len(page.results.missing)} trials have no result."]
+    lines += [f"\n**Beware**: {plain(warning)}" for warning in page.results.warnings]
+    for card in page.cards:
+        verdict = card.verdict
+        title = f"{verdict.claim} {verdict.word} {verdict.grade}".rstrip()
+        lines += [
+            "",
+            f"## {card.icon} {title}: {plain(verdict.title)}",
+            "",
+            plain(verdict.sentence),
+        ]
+        if verdict.settle:
+            lines += ["", f"To settle it: {plain(verdict.settle)}"]
+    for figure in page.figures:
+        address = f"figures/{_file_name(figure.name)}.svg"
+        lines += ["", f"![{plain(figure.title)}]({address})", "", plain(figure.description)]
+    return "\n".join(lines) + "\n"
+
+
+def _print_pdf(page: Path, target: Path) -> None:
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is None:
+        raise ResultsError("a PDF needs Chromium or Chrome, and neither was found; print the page")
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            browser,
+            *("--headless=new", "--disable-gpu", "--no-first-run", "--no-pdf-header-footer"),
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium insists, as root
+            f"--user-data-dir={profile}",
+            "--window-size=1000,1400",
+            "--virtual-time-budget=10000",
+            f"--print-to-pdf={target.resolve()}",
+            page.resolve().as_uri(),
+        ]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    if done.returncode or not target.exists():
+        raise ResultsError(f"{browser} could not print {page}")
+
+
+def _write(path: Path, text: str) -> None:
+    """A reader of the file sees the old text or the new, never half of one."""
+    hidden = path.with_name(f".{path.name}.tmp")
+    hidden.write_text(text, encoding="utf-8")
+    hidden.replace(path)
+
+
+def _file_name(name: str) -> str:
+    """A name with nothing in it that a file system would take amiss."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+
+
+def _print_verdicts(page: Page, folder: Path) -> None:
+    if not page.results.is_complete:
+        print(
+            f"INCOMPLETE: {len(page.results.missing)} of {len(page.results.planned)} planned "
+            "trials have no result"
+        )
+    for warning in page.results.warnings:
+        print(f"beware: {warning}")
+    for card in page.cards:
+        verdict = card.verdict
+        grade = f" ({verdict.grade})" if verdict.grade else ""
+        print(f"\n{card.icon} {verdict.claim} {verdict.word.upper()}{grade}: {verdict.title}")
+        print(f"  {verdict.sentence}")
+        if verdict.settle:
+            print(f"  To settle it: {verdict.settle}")
+    print(f"\n{folder / 'index.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""Results folders of known truth, in the layout the harness writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from harness.records import (
+    SCHEMA_VERSION,
+    AnalysisPlan,
+    EpochRow,
+    FailureRow,
+    GradientRow,
+    TrialRow,
+)
+from harness.trials import PROGRAMS, Trial, expand
+
+TEST_IMAGES = 2_000
+STEPS_PER_EPOCH = 40
+EARLY_STEPS = (0, 1, 2, 5, 10, 30)
+_STARTED = datetime(2026, 11, 22, 9, tzinfo=UTC)
+_ARROW = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "bytes": pa.binary(),
+    "datetime": pa.timestamp("us", tz="UTC"),
+}
+
+
+def never(trial: Trial) -> bool:
+    """No trial at all."""
+    return False
+
+
+def always(trial: Trial) -> bool:
+    """Every trial."""
+    return True
+
+
+def nothing(trial: Trial) -> float:
+    """No difference from the others."""
+    return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid, and what is true of it.
+
+    Units:
+        accuracy and its standard deviations in percentage points, gradient in dex.
+    """
+
+    name: str = "simulated"
+    dataset: str = "digits"
+    architectures: Sequence[str] = ("plain", "resnet")
+    placements: Sequence[str] = ("before", "after", "none")
+    depths: Sequence[int] = (8, 14)
+    seeds: Sequence[int] = range(5)
+    epochs: int = 6
+    programs: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: PROGRAMS)
+    plan: AnalysisPlan = field(default_factory=lambda: AnalysisPlan(grid="simulated"))
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    accuracy: Callable[[Trial], float] = nothing
+    """Added by what the trial is to the 90 points that it would have otherwise."""
+    gradient: Callable[[Trial], float] = nothing
+    """Added to log10 of the gradient flow of every layer."""
+    block_sd: float = 0.6
+    """Shared by the placements of a block."""
+    trial_sd: float = 0.3
+    """Of the trial alone: a paired difference has sqrt(2) times as much."""
+
+    is_lost: Callable[[Trial], bool] = never
+    fails: Callable[[Trial], bool] = never
+    diverges: Callable[[Trial], bool] = never
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        settings = {"dataset": self.dataset, "epochs": self.epochs, "augmentation": "none"}
+        products = [
+            {
+                "architecture": [architecture],
+                "placement": [p for p in self.placements if p in self.programs[architecture]],
+                "depth": self.depths,
+                **{name: [value] for name, value in {**settings, **self.settings}.items()},
+            }
+            for architecture in self.architectures
+        ]
+        return tuple(expand(products, list(self.seeds), programs=self.programs))
+
+
+def write_study(folder: Path, study: Study, *, rng: np.random.Generator) -> tuple[Trial, ...]:
+    """Write the results of `study`; lost and failed trials leave no row, as in a real run."""
+    trials = study.trials
+    write_plan(folder, trials, replace(study.plan, grid=study.name))
+    block_noise = {trial.block_seed: rng.normal(0, study.block_sd) for trial in trials}
+    hardness_I = rng.normal(size=TEST_IMAGES)
+    for number, trial in enumerate(trials):
+        noise_rng = np.random.default_rng([number, *rng.bytes(8)])
+        if study.is_lost(trial):
+            continue
+        if study.fails(trial):
+            write_failure(folder, trial)
+            continue
+        points = 90 + study.accuracy(trial) + block_noise[trial.block_seed]
+        points += noise_rng.normal(0, study.trial_sd)
+        diverged = study.diverges(trial)
+        row = _trial_row(
+            trial, number, points=points, diverged=diverged, hardness_I=hardness_I, rng=noise_rng
+        )
+        write_table(folder / "epochs" / f"{trial.id}.parquet", EpochRow, _epochs(row))
+        gradients = _gradients(row, dex=study.gradient(trial), rng=noise_rng)
+        write_table(folder / "gradients" / f"{trial.id}.parquet", GradientRow, gradients)
+        write_trial(folder, row)
+    return trials
+
+
+def write_plan(folder: Path, trials: Sequence[Trial], plan: AnalysisPlan) -> None:
+    """Write plan.parquet and grid.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "grid.yaml").write_text(f"name: {plan.grid}\n", encoding="utf-8")
+    columns = {f.name: [getattr(trial, f.name) for trial in trials] for f in fields(Trial)}
+    write_table(
+        folder / "plan.parquet",
+        Trial,
+        {**columns, "trial_id": [trial.id for trial in trials]},
+        metadata={"analysis_plan": json.dumps(asdict(plan))},
+        extra=[pa.field("trial_id", pa.string(), nullable=False)],
+    )
+
+
+def write_trial(folder: Path, row: TrialRow, *, file: str | None = None) -> None:
+    """Write the row that says the trial is done."""
+    columns = {name: [value] for name, value in asdict(row).items()}
+    write_table(folder / "trials" / f"{file or row.trial_id}.parquet", TrialRow, columns)
+
+
+def write_failure(folder: Path, trial: Trial, *, attempt: int = 1) -> None:
+    """Write the row of one attempt that broke."""
+    row = FailureRow(
+        trial_id=trial.id,
+        trial=trial.label,
+        attempt=attempt,
+        run="run-1",
+        kind="out of memory",
+        message="OutOfMemoryError: CUDA out of memory",
+        traceback="Traceback (most recent call last):\n  ...\nOutOfMemoryError: CUDA out of memory",
+        failed_at=_STARTED,
+        host="node-1",
+        code_digest="c0ffee",
+    )
+    columns = {f.name: [getattr(row, f.name)] for f in fields(FailureRow)}
+    name = f"{trial.id}-run-1-{attempt}.parquet"
+    write_table(folder / "failures" / name, FailureRow, columns)
+
+
+def write_table(
+    path: Path,
+    record: type,
+    columns: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    extra: Sequence[pa.Field] = (),
+) -> None:
+    """Write columns as the Parquet file that the harness would write of them."""
+    schema = pa.schema(
+        [
+            *(pa.field(f.name, _ARROW[str(f.type)], nullable=False) for f in fields(record)),
+            *extra,
+        ],
+        metadata={"schema_version": str(SCHEMA_VERSION), **(metadata or {})},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(dict(columns), schema=schema), path, write_page_checksum=True)
+
+
+def _trial_row(
+    trial: Trial,
+    number: int,
+    *,
+    points: float,
+    diverged: bool,
+    hardness_I: np.ndarray,
+    rng: np.random.Generator,
+) -> TrialRow:
+    wrong = round(TEST_IMAGES * (1 - min(points, 100) / 100))
+    order_I = np.argsort(hardness_I + rng.normal(0, 0.5, TEST_IMAGES))
+    right_I = np.ones(TEST_IMAGES, bool)
+    right_I[order_I[TEST_IMAGES - wrong :]] = False
+    accuracy = float("nan") if diverged else float(right_I.mean())
+    epochs = trial.epochs // 2 if diverged else trial.epochs
+    started = _STARTED + timedelta(seconds=3 * number)
+    seconds = trial.depth * trial.epochs / 60 * float(rng.uniform(0.9, 1.2))
+    return TrialRow(
+        **asdict(trial),
+        trial_id=trial.id,
+        status="diverged" if diverged else "done",
+        epochs_trained=epochs,
+        steps=epochs * STEPS_PER_EPOCH,
+        train_loss=float("nan") if diverged else 0.1,
+        train_accuracy=float("nan") if diverged else min(accuracy + 0.03, 1),
+        validation_loss=float("nan") if diverged else 0.3,
+        validation_accuracy=accuracy,
+        test_loss=float("nan") if diverged else 0.3,
+        test_accuracy=accuracy,
+        test_correct=b"" if diverged else np.packbits(right_I).tobytes(),
+        parameters=272_474,
+        wall_time=seconds,
+        probe_time=0.08 * seconds,
+        peak_memory=400 * 2**20,
+        attempt=1,
+        run="run-1",
+        started=started,
+        finished=started + timedelta(seconds=seconds),
+        host="node-1",
+        worker=4711,
+        device_kind="cpu",
+        device="EPYC",
+        driver="",
+        python="3.11.9",
+        torch="2.15.0",
+        torchvision="0.29.2",
+        cuda="",
+        deterministic="use_deterministic_algorithms",
+        commit="0123456789abcdef0123456789abcdef01234567",
+        dirty=False,
+        code_digest="c0ffee",
+        training_version=1,
+    )
+
+
+def _epochs(row: TrialRow) -> dict[str, Any]:
+    epoch_E = np.arange(1, row.epochs_trained + 1)
+    progress_E = 1 - np.exp(-3 * epoch_E / row.epochs)
+    reached = 0.5 if row.status == "diverged" else row.test_accuracy
+    return {
+        "trial_id": [row.trial_id] * len(epoch_E),
+        "epoch": epoch_E,
+        "step": epoch_E * STEPS_PER_EPOCH,
+        "lr": row.lr * (1 + np.cos(np.pi * epoch_E / row.epochs)) / 2,
+        "train_loss": 2.3 * (1 - progress_E),
+        "train_accuracy": reached * progress_E,
+        "validation_loss": 2.3 * (1 - 0.9 * progress_E),
+        "validation_accuracy": reached * progress_E,
+        "wall_time": np.full(len(epoch_E), row.wall_time / max(row.epochs, 1)),
+    }
+
+
+def _gradients(row: TrialRow, *, dex: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Flow that shrinks towards the input without batch norm and grows with it."""
+    ends = [epoch * STEPS_PER_EPOCH for epoch in range(1, row.epochs_trained + 1)]
+    steps = sorted({step for step in (*EARLY_STEPS, *ends) if step <= row.steps})
+    layers = row.depth
+    step_R = np.repeat(steps, layers)
+    layer_R = np.tile(np.arange(layers), len(steps))
+    slope = 0.15 if "norm" not in row.program else -0.04
+    log_R = -1.5 + dex + slope * (layer_R - layers / 2) - 0.3 * np.log10(1 + step_R)
+    log_R = log_R + rng.normal(0, 0.03) + rng.normal(0, 0.05, len(log_R))
+    flow_R = 10.0**log_R
+    columns = {f.name: np.full(len(flow_R), 0.5) for f in fields(GradientRow)}
+    return {
+        **columns,
+        "trial_id": [row.trial_id] * len(flow_R),
+        "step": step_R,
+        "epoch": step_R / STEPS_PER_EPOCH,
+        "layer": [f"blocks.{index}.conv" for index in layer_R],
+        "layer_index": layer_R,
+        "actgrad_total": flow_R,
+        "actgrad_rel": flow_R / 8,
+        "wgrad_norm": flow_R * 2,
+        "weight_norm": np.full(len(flow_R), 4.0),
+        "effective_grad": flow_R * 8,
+        "qa_sum": rng.normal(0, 1e-7, len(flow_R)),
+        "qa_dot": rng.normal(0, 1e-7, len(flow_R)),
+    }
+
+
+@pytest.fixture
+def results_folder(tmp_path: Path) -> Path:
+    """Results where skip-free networks gain two points from `after` and residual ones nothing."""
+    study = Study(
+        accuracy=lambda t: 2.0 * (t.architecture == "plain" and t.placement == "after"),
+        gradient=lambda t: 0.3 * (t.architecture == "plain" and t.placement == "after"),
+    )
+    write_study(tmp_path / "results", study, rng=np.random.default_rng(0))
+    return tmp_path / "results"

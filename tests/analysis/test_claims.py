@@ -1,0 +1,302 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import claims
+from analysis.claims import judge, judge_outcomes
+from analysis.evidence import CLAIMS, weigh
+from analysis.load import load_results
+from analysis.power import pocock_level, sd_upper_bound, t_power, tost_power
+from harness.records import AnalysisPlan
+from tests.analysis.conftest import Study, always, write_study
+from tests.analysis.test_evidence import GRAFTED, PAPER, PAPER_FLOW, make
+
+PLAN = AnalysisPlan(grid="g")
+
+
+def verdicts(*studies, plan=PLAN):
+    return {verdict.claim: verdict for verdict in judge_outcomes(studies, plan)}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return verdicts(make(PAPER, flow=PAPER_FLOW))
+
+
+def test_rows_on_disk_are_judged_from_first_to_last(tmp_path):
+    study = Study(
+        accuracy=lambda t: 2.0 * (t.architecture == "plain" and t.placement == "after"),
+        gradient=lambda t: 0.3 * (t.architecture == "plain" and t.placement == "after"),
+        seeds=range(8),
+    )
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    found = {verdict.claim: verdict.word for verdict in judge(load_results(str(tmp_path)))}
+    assert found.pop("C2") == "inconclusive"
+    assert found == {
+        "C1": "supported",
+        "C3": "equivalent",
+        "C4": "equivalent",
+        "C5": "supported",
+    }
+
+
+def test_no_row_at_all_is_inconclusive_and_says_what_is_missing(tmp_path):
+    write_study(tmp_path, Study(is_lost=always), rng=np.random.default_rng(0))
+    for verdict in judge(load_results(str(tmp_path))):
+        assert verdict.word == "inconclusive"
+        assert "0 pairs" in verdict.reason
+        assert "3 seeds" in verdict.settle
+
+
+def test_a_verdict_says_its_numbers(paper):
+    effect = paper["C1"].headline
+    numbers = f"+1.00 points [{effect.low:+.2f}, {effect.high:+.2f}] (20 pairs in 4 cells)"
+    assert f"Skip-free CNNs: after minus before is {numbers}" in paper["C1"].sentence
+    assert "; after minus none is +6.00 points [" in paper["C1"].sentence
+    assert "after minus before is a ratio of 2.00 [" in paper["C2"].sentence
+    assert "within ±0.5 points" in paper["C3"].sentence
+    assert "90 %" in paper["C3"].sentence
+    assert "within 0.80 to 1.25" in paper["C4"].sentence
+    assert paper["C5"].sentence.startswith("Without skips")
+
+
+def test_what_an_equality_claims_is_borne_out_by_equivalence(paper):
+    assert {claim: verdict.holds for claim, verdict in paper.items()} == {
+        "C1": True,
+        "C2": None,
+        "C3": True,
+        "C4": True,
+        "C5": True,
+    }
+    nothing = verdicts(make([0.0] * 4))
+    assert nothing["C1"].word == nothing["C3"].word == "equivalent"
+    assert (nothing["C1"].holds, nothing["C3"].holds) == (False, True)
+
+
+def test_the_headline_is_the_effect_that_decides(paper):
+    decides = {
+        claim: (v.headline.quantity, v.headline.kind, v.headline.label, v.headline.baseline)
+        for claim, v in paper.items()
+    }
+    assert decides == {
+        "C1": ("accuracy", "pooled", "skip-free CNNs", "before"),
+        "C2": ("gradient", "pooled", "skip-free CNNs", "before"),
+        "C3": ("accuracy", "pooled", "residual networks", "before"),
+        "C4": ("gradient", "pooled", "residual networks", "before"),
+        "C5": ("accuracy", "interaction", "plain minus resnet", "before"),
+    }
+    assert paper["C3"].p == pytest.approx(paper["C3"].headline.p_tost)
+
+
+def test_one_seed_is_inconclusive_and_says_why():
+    for verdict in verdicts(make(PAPER, flow=PAPER_FLOW, seeds=1)).values():
+        assert verdict.word == "inconclusive"
+        assert "has 1 pair of after and before, and 3 are needed" in verdict.reason
+        assert verdict.settle == "at least 3 seeds in every cell"
+        assert np.isnan(verdict.p)
+
+
+def test_divergences_are_named_in_the_reason():
+    found = verdicts(make([0.0] * 4, seeds=8, diverges=[("after", 4, 0)]))
+    assert "only after diverged in 1 pairs and only before in 0" in found["C3"].reason
+    assert np.isnan(found["C3"].smallest_margin)
+
+
+def test_a_claim_the_grid_cannot_test_says_what_to_add():
+    found = verdicts(make({"plain": [1.0] * 3}, architectures=("plain",)))
+    assert found["C3"].headline is None
+    assert found["C3"].settle == (
+        "add resnet or preresnet with placements after and before to the grid"
+    )
+    assert found["C1"].family_size == 5
+
+
+def test_two_studies_are_one_family():
+    both = judge_outcomes(
+        [make(PAPER, flow=PAPER_FLOW), replace(make(PAPER, flow=PAPER_FLOW), recipe="tuned")], PLAN
+    )
+    assert [(v.recipe, v.claim) for v in both[4:6]] == [("common", "C5"), ("tuned", "C1")]
+    assert {verdict.family_size for verdict in both} == {10}
+    alone = verdicts(make(PAPER, flow=PAPER_FLOW))["C1"]
+    assert both[0].p == alone.p
+    assert both[0].p_holm > alone.p_holm
+    assert all(effect.recipe == "tuned" for effect in both[5].effects)
+
+
+def test_each_study_has_its_own_words():
+    both = judge_outcomes(
+        [make(PAPER, flow=PAPER_FLOW), replace(make([0.0] * 4), recipe="tuned")], PLAN
+    )
+    words = {verdict.recipe: verdict.word for verdict in both if verdict.claim == "C1"}
+    assert words == {"common": "supported", "tuned": "equivalent"}
+
+
+def test_planned_looks_lower_the_level():
+    one, three = (
+        verdicts(make(PAPER), plan=replace(PLAN, looks=looks))["C1"].alpha for looks in (1, 3)
+    )
+    assert (one, three) == (0.05, pocock_level(0.05, 3))
+
+
+def test_the_smallest_margin_is_where_equivalence_would_just_pass(paper):
+    verdict = paper["C1"]
+    effect = verdict.headline
+    t = (abs(effect.estimate) - verdict.smallest_margin) / effect.se
+    assert stats.t.cdf(t, effect.df) == pytest.approx(verdict.alpha)
+
+
+def test_more_seeds_are_planned_to_settle_the_claim_either_way():
+    found = verdicts(make([0.2] * 2, sd=0.8, seeds=4))["C3"]
+    assert found.word == "inconclusive"
+    needed = 4 + found.more_seeds
+    effect = found.headline
+    ratio = 0.5 * np.sqrt(needed) / sd_upper_bound(effect.se * np.sqrt(4), effect.df)
+    df = effect.df * (needed - 1) / 3
+    assert tost_power(ratio, df, alpha=0.01) >= 0.8
+    assert t_power(ratio, df, alpha=0.01) >= 0.8
+    fewer = 0.5 * np.sqrt(needed - 1) / sd_upper_bound(effect.se * np.sqrt(4), effect.df)
+    assert tost_power(fewer, effect.df * (needed - 2) / 3, alpha=0.01) < 0.8
+    # Two placements in two cells at 36 s each.
+    assert found.device_hours == pytest.approx(found.more_seeds * 4 * 36 / 3600)
+    assert found.settle.startswith(f"{found.more_seeds} more seeds per cell would settle this")
+
+
+def test_a_settled_claim_asks_for_nothing(paper):
+    for claim in ("C1", "C3", "C4", "C5"):
+        assert (paper[claim].settle, paper[claim].more_seeds) == ("", None)
+        assert np.isnan(paper[claim].device_hours)
+
+
+def test_an_observed_path_is_graded_and_asks_for_an_intervention():
+    verdict = verdicts(make(PAPER, flow=PAPER_FLOW, path=20.0, seeds=10))["C2"]
+    assert verdict.grade == "consistent, cause not tested"
+    assert verdict.word == "inconclusive"
+    assert "points per dex of flow" in verdict.reason
+    assert verdict.settle == "an intervention that equalises gradient flow between the placements"
+
+
+def test_an_intervention_is_part_of_the_sentence():
+    verdict = verdicts(make(PAPER, flow=PAPER_FLOW, placements=GRAFTED))["C2"]
+    assert (verdict.word, verdict.holds) == ("supported", True)
+    assert "before with the flow of after minus before is +1.00 points" in verdict.sentence
+
+
+def test_a_borrowed_flow_that_changes_nothing_is_what_the_sentence_quotes():
+    outcomes = make(PAPER, flow=PAPER_FLOW, placements=GRAFTED)
+    borrowed, before = 3, 0
+    outcomes.accuracy_PCS[borrowed] = outcomes.accuracy_PCS[before] + np.linspace(-0.1, 0.1, 5)
+    verdict = verdicts(outcomes)["C2"]
+    assert (verdict.word, verdict.holds) == ("equivalent", False)
+    assert "gradient flow of after over before is a ratio of 2.00" in verdict.sentence
+    assert "accuracy of before with the flow of after minus before is" in verdict.sentence
+    assert verdict.headline.quantity == "accuracy"
+    assert not verdict.fragile
+
+
+def test_cells_that_disagree_are_a_reason():
+    found = verdicts(make([0.4, -0.4, 0.4, -0.4], sd=0.3))["C3"]
+    assert "the cells do not agree" in found.reason
+    assert found.settle.startswith("a claim about each cell by itself")
+
+
+def test_the_panel_never_decides_and_its_dissent_is_told():
+    """One seed far out carries the mean; ranks and medians say the other sign."""
+    outcomes = make({"plain": [0.0], "resnet": [0.0]}, seeds=8, sd=0.0)
+    jump_S = np.array([-0.5, -0.52, -0.48, -0.51, -0.49, -0.47, -0.53, 9.0])
+    outcomes.accuracy_PCS[1, 0] = outcomes.accuracy_PCS[0, 0] + jump_S
+    verdict = verdicts(outcomes)["C1"]
+    assert verdict.word == "inconclusive"
+    assert verdict.fragile == ""
+    assert verdict.robustness.superiority == 1 / 8
+    assert verdict.robustness.hodges_lehmann < 0 < verdict.headline.estimate
+
+
+def test_where_survivors_and_chance_disagree_nothing_is_decided():
+    """`after` is worse where both train, but `before` is the one that diverges."""
+    diverges = [("before", c, s) for c in range(4) for s in range(3)]
+    outcomes = make({"plain": [-0.6] * 4, "resnet": [0.0] * 4}, seeds=10, diverges=diverges)
+    verdict = verdicts(outcomes)["C1"]
+    # Ten percent is chance on ten classes: three of ten pairs gain 80 points.
+    assert verdict.robustness.estimate_at_chance == pytest.approx(23.6, abs=0.5)
+    assert verdict.headline.estimate == pytest.approx(-0.6, abs=0.2)
+    assert verdict.word == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("claim", "dissent", "told"),
+    [
+        ("C1", {"p_sign_flip": 0.2}, "the sign-flip test has p = 0.2"),
+        ("C1", {"p_signed_rank": 0.07}, "the signed-rank test has p = 0.07"),
+        ("C1", {"hodges_lehmann": -0.1}, "the Hodges-Lehmann estimate has the other sign"),
+        ("C1", {"estimate_at_chance": -2.0}, "scoring divergences at chance turns the sign"),
+        ("C3", {"rope_probability": 0.9}, "P(within the margin) is 0.90"),
+        ("C3", {"hodges_lehmann": -0.6}, "the Hodges-Lehmann estimate lies outside the margin"),
+        ("C1", {"p_signed_rank": 0.0625, "p_sign_flip_floor": 0.0625}, ""),
+        ("C1", {}, ""),
+    ],
+)
+def test_a_verdict_is_fragile_where_another_method_dissents(paper, claim, dissent, told):
+    verdict = paper[claim]
+    evidence = weigh(
+        make(PAPER, flow=PAPER_FLOW), margin_accuracy=0.5, margin_flow=0.0969, alpha=0.05
+    )
+    panel = replace(verdict.robustness, **dissent)
+    one = evidence.comparisons[claim][0]
+    assert claims._find_disagreement(verdict.word, one, panel, alpha=0.05) == told
+
+
+def test_the_panel_agrees_with_its_outside_oracles(paper):
+    outcomes = make(PAPER, flow=PAPER_FLOW)
+    diff_P = outcomes.difference("accuracy", "after", "before")[:4].ravel()
+    panel = paper["C1"].robustness
+    assert panel.p_signed_rank == pytest.approx(stats.wilcoxon(diff_P).pvalue)
+    effect = paper["C1"].headline
+    posterior = stats.t(effect.df, effect.estimate, effect.se)
+    assert panel.rope_probability == pytest.approx(posterior.cdf(0.5) - posterior.cdf(-0.5))
+    assert panel.superiority == np.mean(diff_P > 0)
+    assert panel.p_sign_flip == panel.p_sign_flip_floor == 1 / 10_000
+
+
+def test_the_panel_weighs_pairs_as_the_contrast_does():
+    """Two cells count the same, though one has lost two of its pairs."""
+    missing = [("after", 0, 0), ("after", 0, 1)]
+    outcomes = make({"plain": [0.05, 0.2]}, architectures=("plain",), missing=missing, sd=0.6)
+    diff_CS = outcomes.difference("accuracy", "after", "before")
+    weighted_P = np.concatenate([diff_CS[0, 2:] / 3, diff_CS[1] / 5])
+    oracle = stats.permutation_test(
+        (weighted_P,), np.mean, permutation_type="samples", n_resamples=np.inf
+    )
+    panel = verdicts(outcomes)["C1"].robustness
+    assert panel.p_sign_flip == pytest.approx(oracle.pvalue)
+
+
+def test_where_nothing_trains_more_seeds_are_no_advice():
+    diverges = [(arm, c, s) for arm in ("before", "after") for c in range(8) for s in range(5)]
+    verdict = verdicts(make(PAPER, diverges=diverges))["C3"]
+    assert verdict.sentence == "Residual networks: 0 pairs in 0 cells, no effect to estimate."
+    assert "after and before both trained in 0 pairs of a cell" in verdict.reason
+    assert verdict.settle == "a recipe under which both placements train"
+
+
+def test_divergences_say_nothing_of_gradient_flow():
+    diverges = [("after", c, s) for c in range(8) for s in range(5)]
+    found = verdicts(make(PAPER, diverges=diverges))
+    assert (found["C3"].word, found["C4"].word) == ("contradicted", "inconclusive")
+    assert "nan" not in " ".join(v.sentence for v in found.values())
+
+
+def test_the_generator_moves_the_panel_and_no_verdict():
+    outcomes = make([0.15] * 4, sd=0.6)
+    first, again, other = (
+        judge_outcomes([outcomes], PLAN, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    p = [[v.robustness.p_sign_flip for v in found] for found in (first, again, other)]
+    assert p[0] == p[1] != p[2]
+    assert [v.word for v in first] == [v.word for v in other]
+
+
+def test_every_claim_is_judged_for_every_study():
+    assert [v.claim for v in judge_outcomes([make(PAPER)], PLAN)] == list(CLAIMS)
+    assert judge_outcomes([], PLAN) == ()

@@ -1,0 +1,262 @@
+"""The report: what it says first, that it opens without a network, and that strings stay data."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import report
+from harness.trials import PROGRAMS
+from tests.analysis.conftest import Study, always, write_study
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """The report of a complete study of known truth."""
+    folder = tmp_path_factory.mktemp("complete")
+    study = Study(
+        accuracy=lambda t: 2.0 * (t.architecture == "plain" and t.placement == "after"),
+        gradient=lambda t: 0.3 * (t.architecture == "plain" and t.placement == "after"),
+    )
+    write_study(folder, study, rng=np.random.default_rng(0))
+    assert report.main([str(folder)]) == 0
+    return folder / "report"
+
+
+def report_of(folder: Path, study: Study) -> Path:
+    write_study(folder, study, rng=np.random.default_rng(0))
+    assert report.main([str(folder)]) == 0
+    return folder / "report" / "index.html"
+
+
+def test_a_complete_study_is_not_called_incomplete(complete):
+    assert "INCOMPLETE" not in (complete / "index.html").read_text(encoding="utf-8")
+
+
+def test_missing_and_failed_trials_are_counted_first_and_named(tmp_path, capsys):
+    study = Study(
+        is_lost=lambda t: t.placement == "after" and t.depth == 14 and t.seed == 3,
+        fails=lambda t: t.placement == "none" and t.depth == 8 and t.seed == 1,
+    )
+    page = report_of(tmp_path, study).read_text(encoding="utf-8")
+    banner = page[page.index("INCOMPLETE") :][:200]
+    assert "4 of 60 planned trials" in banner
+    assert "2 of them failed" in banner
+    assert page.index("INCOMPLETE") < page.index("C1")
+    assert "CUDA out of memory" in page
+    assert "INCOMPLETE: 4 of 60 planned trials" in capsys.readouterr().out
+
+
+def test_the_terminal_says_the_verdicts_in_words_and_where_the_page_is(tmp_path, capsys):
+    page = report_of(tmp_path, Study(depths=(8,)))
+    said = capsys.readouterr().out
+    for claim in ("C1", "C2", "C3", "C4", "C5"):
+        assert re.search(rf"{claim} (SUPPORTED|CONTRADICTED|EQUIVALENT|INCONCLUSIVE)", said)
+    assert said.rstrip().endswith(str(page))
+
+
+def test_verdicts_are_json_that_any_reader_takes(complete):
+    text = (complete / "verdicts.json").read_text(encoding="utf-8")
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert [verdict["claim"] for verdict in content["verdicts"]] == ["C1", "C2", "C3", "C4", "C5"]
+    assert content["complete"] is True
+    assert content["trials_planned"] == content["trials_found"] == 60
+
+
+def test_tables_hold_every_effect_and_every_trial(complete):
+    effects = pd.read_csv(complete / "effects.csv")
+    cell = effects[
+        (effects["quantity"] == "accuracy")
+        & (effects["kind"] == "cell")
+        & (effects["arm"] == "after")
+        & (effects["baseline"] == "before")
+    ].set_index(["architecture", "depth"])["estimate"]
+    trials = pd.read_csv(complete / "trials.csv")
+    assert len(trials) == 60
+    means = trials.groupby(["architecture", "depth", "placement"])["test_accuracy"].mean()
+    for (architecture, depth), estimate in cell.items():
+        arm, baseline = (means[architecture, depth, name] for name in ("after", "before"))
+        assert estimate == pytest.approx(100 * (arm - baseline))
+
+
+def test_every_figure_is_also_a_file(complete):
+    page = (complete / "index.html").read_text(encoding="utf-8")
+    figures = set(re.findall(r'<figure id="figure-([^"]+)"', page))
+    files = {path.stem for path in (complete / "figures").glob("*.svg")}
+    assert figures == files
+    assert len(files) > 8
+
+
+def test_the_page_asks_for_nothing_outside_itself(complete):
+    page = (complete / "index.html").read_text(encoding="utf-8")
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', markup)
+    policy = html.unescape(re.findall(r'Security-Policy" content="([^"]*)"', markup)[0])
+    assert re.sub(r"sha256-[\w+/=]+", "HASH", policy).split("; ") == [
+        "default-src 'none'",
+        "script-src 'HASH'",
+        "style-src 'HASH'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+
+
+def test_the_page_of_a_small_study_weighs_little_more_than_vega(complete):
+    assert (complete / "index.html").stat().st_size < 1_500_000
+
+
+def test_strings_of_the_results_do_not_become_markup(page_of):
+    page = page_of("hostile names").read_text(encoding="utf-8")
+    assert "alert(1)" in page
+    assert HOSTILE not in page
+
+
+def test_results_that_cannot_be_analysed_are_one_message_and_exit_code_2(tmp_path, capsys):
+    assert report.main([str(tmp_path / "nothing")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "there is no such results folder" in said.err
+
+
+def test_an_unknown_format_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        report.main([str(tmp_path), "--format", "docx"])
+    assert caught.value.code == 2
+    assert "'docx' is not one of html, pdf, md" in capsys.readouterr().err
+
+
+def test_looks_count_how_often_growing_results_were_judged(tmp_path):
+    study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    last = tmp_path / "trials" / f"{study.trials[-1].id}.parquet"
+    held_back = last.read_bytes()
+    last.unlink()
+    for _ in range(2):  # the same trials again are the same look
+        assert report.main([str(tmp_path)]) == 0
+    page = tmp_path / "report" / "index.html"
+    assert "1 time, 1 planned" in page.read_text(encoding="utf-8")
+    last.write_bytes(held_back)
+    assert report.main([str(tmp_path)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "2 times, 1 planned" in text
+    assert "judged 2 times while they grew" in text
+
+
+def test_the_report_in_markdown_names_verdicts_and_existing_figures(tmp_path):
+    study = Study(architectures=("plain",), depths=(8,))
+    write_study(tmp_path / "results", study, rng=np.random.default_rng(0))
+    target = tmp_path / "elsewhere"
+    assert report.main([str(tmp_path / "results"), "-o", str(target), "--format", "md"]) == 0
+    text = (target / "report.md").read_text(encoding="utf-8")
+    assert all(f" {claim} " in text for claim in ("C1", "C2", "C3", "C4", "C5"))
+    figures = re.findall(r"\]\((figures/[^)]+)\)", text)
+    assert figures
+    assert all((target / figure).exists() for figure in figures)
+
+
+def test_the_command_beside_a_claim_gives_its_number_again(complete):
+    page = html.unescape((complete / "index.html").read_text(encoding="utf-8"))
+    command = re.search(r"python -c '(from analysis.*?headline\))'", page)[1]
+    run = subprocess.run(
+        [sys.executable, "-c", command],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    verdicts = json.loads((complete / "verdicts.json").read_text(encoding="utf-8"))["verdicts"]
+    assert f"estimate={verdicts[0]['headline']['estimate']}" in run.stdout.replace(
+        "np.float64(", ""
+    ).replace(")", "")
+
+
+def hostile_study() -> Study:
+    return Study(
+        architectures=("plain",),
+        placements=("before", HOSTILE),
+        depths=(8,),
+        programs={"plain": {**PROGRAMS["plain"], HOSTILE: "conv act norm"}},
+    )
+
+
+EMPTY_STATES = {
+    "one seed": Study(seeds=[0], depths=(8,)),
+    "one architecture": Study(architectures=("resnet",), depths=(8,)),
+    "one placement": Study(placements=("before",), depths=(8,)),
+    "nothing trained yet": Study(depths=(8,), is_lost=always),
+    "everything failed": Study(depths=(8,), fails=always),
+    "everything diverged": Study(depths=(8,), diverges=always),
+    "one arm diverged": Study(depths=(8,), diverges=lambda t: t.placement == "after"),
+    "hostile names": hostile_study(),
+}
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory):
+    """The page of each state, written once."""
+    return functools.cache(
+        lambda state: report_of(tmp_path_factory.mktemp("results"), EMPTY_STATES[state])
+    )
+
+
+@pytest.mark.parametrize("state", EMPTY_STATES)
+def test_a_report_comes_of_whatever_there_is(state, page_of):
+    page = page_of(state).read_text(encoding="utf-8")
+    assert not re.search(r">\s*(nan|NaN|None|inf)\s*<", page)
+
+
+@pytest.fixture(scope="module")
+def own_hosts(tmp_path_factory):
+    """The hosts that the browser asks for when it shows nothing at all."""
+    _, _, hosts = open_in_browser("about:blank", tmp_path_factory.mktemp("blank"))
+    return hosts
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("state", EMPTY_STATES)
+def test_every_chart_is_drawn_and_nothing_leaves_the_page(state, page_of, tmp_path, own_hosts):
+    page = page_of(state)
+    boxes = page.read_text(encoding="utf-8").count('<div class="chart"')
+    dom, console, hosts = open_in_browser(page.as_uri(), tmp_path)
+    assert console == []
+    assert boxes >= 3
+    assert len(re.findall(r'<svg[^>]*class="marks"', dom)) == boxes
+    assert 'class="chart broken' not in dom
+    assert hosts <= own_hosts
+
+
+def open_in_browser(address: str, folder: Path) -> tuple[str, list[str], set[str]]:
+    """The page once its scripts have run, what the console says, and the hosts asked for."""
+    run = subprocess.run(
+        [
+            str(CHROMIUM),
+            *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *("--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--dump-dom"),
+            f"--user-data-dir={folder / 'profile'}",
+            f"--log-net-log={folder / 'requests.json'}",
+            address,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    log = (folder / "requests.json").read_text(encoding="utf-8")
+    return run.stdout, console, set(re.findall(r'"url":"\w+://([^/"]+)', log))

@@ -1,0 +1,121 @@
+"""Tables: each against an obvious twin that loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import tables
+from analysis.effects import accuracy_effects
+from analysis.load import load_results
+from tests.analysis.conftest import Study, write_study
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    study = Study(
+        architectures=("plain", "resnet"),
+        gradient=lambda t: 0.3 * (t.placement == "after"),
+        is_lost=lambda t: t.seed == 4 and t.placement == "before",
+        fails=lambda t: t.seed == 3 and t.placement == "none" and t.depth == 8,
+        diverges=lambda t: t.seed == 2 and t.placement == "none" and t.depth == 14,
+    )
+    write_study(folder, study, rng=np.random.default_rng(0))
+    return load_results(str(folder))
+
+
+@pytest.fixture(scope="module")
+def readings(results):
+    named = tables.name_panels(tables.name_variants(results.planned))
+    return tables.read_flow(results, named[["panel", "depth"]].drop_duplicates())
+
+
+def test_every_planned_trial_has_one_state(results):
+    trials = tables.tabulate_trials(results)
+    counts = trials["state"].value_counts().to_dict()
+    assert counts == {"done": 52, "missing": 4, "failed": 2, "diverged": 2}
+
+
+def test_flow_is_the_mean_of_logs_with_the_interval_of_student(results, readings):
+    flow = tables.tabulate_flow(readings)
+    row = flow[(flow["panel"] == "plain") & (flow["placement"] == "after")].iloc[17]
+    trials = results.trials[
+        (results.trials["architecture"] == "plain")
+        & (results.trials["placement"] == "after")
+        & (results.trials["depth"] == row["depth"])
+    ]
+    logs = []
+    for name in trials["trial_id"]:
+        rows = results.gradients[results.gradients["trial_id"] == name]
+        one = rows[(rows["step"] == row["step"]) & (rows["layer_index"] == row["layer_index"])]
+        logs.append(math.log10(one["actgrad_total"].item()))
+    low, high = stats.t.interval(0.95, len(logs) - 1, np.mean(logs), stats.sem(logs))
+    assert row["mean"] == pytest.approx(np.mean(logs))
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+
+
+def test_differences_of_flow_are_paired_by_seed(results, readings):
+    table = tables.tabulate_flow_differences(readings, arm="after", baseline="before")
+    row = table[table["panel"] == "resnet"].iloc[5]
+    trials = results.trials[
+        (results.trials["architecture"] == "resnet") & (results.trials["depth"] == row["depth"])
+    ]
+    pairs = []
+    for seed in range(5):
+        values = {}
+        for placement in ("after", "before"):
+            name = trials["trial_id"][
+                (trials["seed"] == seed) & (trials["placement"] == placement)
+            ].tolist()
+            rows = results.gradients[results.gradients["trial_id"].isin(name)]
+            one = rows[(rows["step"] == row["step"]) & (rows["layer_index"] == row["layer_index"])]
+            values[placement] = one["actgrad_total"].tolist()
+        if values["after"] and values["before"]:
+            pairs.append(math.log10(values["after"][0]) - math.log10(values["before"][0]))
+    assert row["trials"] == len(pairs) == 4
+    assert row["mean"] == pytest.approx(np.mean(pairs))
+    assert row["p"] == pytest.approx(stats.ttest_1samp(pairs, 0)[1])
+
+
+def test_an_absent_placement_has_no_differences(readings):
+    assert tables.tabulate_flow_differences(readings, arm="after", baseline="nowhere").empty
+
+
+def test_readings_without_a_logarithm_are_left_out(results):
+    silent = results.gradients.assign(actgrad_total=0.0)
+    muted = type(results)(**{**vars(results), "gradients": silent})
+    named = tables.name_panels(tables.name_variants(results.planned))
+    assert tables.read_flow(muted, named[["panel", "depth"]].drop_duplicates()).empty
+
+
+def test_a_map_shows_few_times_the_first_and_the_last_among_them():
+    steps = tables._spread(list(range(1000)))
+    assert len(steps) <= tables.FLOW_TIMES
+    assert {0, 999} <= steps
+
+
+def test_pairs_are_the_differences_of_the_effects(results):
+    effects = accuracy_effects(results)
+    pairs = tables.tabulate_pairs(effects)
+    cell = next(effect for effect in effects if effect.kind == "cell" and effect.pairs > 2)
+    rows = pairs[
+        (pairs["label"] == cell.label)
+        & (pairs["arm"] == cell.arm)
+        & (pairs["baseline"] == cell.baseline)
+    ]
+    assert rows["difference"].mean() == pytest.approx(cell.estimate)
+    assert len(rows) == cell.pairs
+
+
+def test_more_pairs_find_smaller_differences(tmp_path):
+    found = {}
+    for seeds in (4, 16):
+        study = Study(architectures=("plain",), depths=(8,), seeds=range(seeds), epochs=1)
+        write_study(tmp_path / str(seeds), study, rng=np.random.default_rng(0))
+        effects = accuracy_effects(load_results(str(tmp_path / str(seeds))))
+        found[seeds] = tables.tabulate_precision(effects, alpha=0.05)["detectable"].iloc[0]
+    assert found[16] < found[4]
