@@ -1,0 +1,118 @@
+"""Trials that do nothing: what the harness, Tune's defaults and bare Ray tasks cost per trial."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+SIDES = {
+    "harness": (100, 500, 2_000, 10_000),
+    "tune defaults": (100,),
+    "bare tasks": (100, 500, 2_000, 10_000),
+}
+"""How many trials each side is asked for; Tune's defaults take seconds a trial."""
+
+
+def measure_fanout() -> list[dict[str, Any]]:
+    """Milliseconds per no-op trial, driver memory and files, each size in a process of its own."""
+    rows: list[dict[str, Any]] = []
+    for side, sizes in SIDES.items():
+        for size in sizes:
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.benchmarks.fanout", side, str(size)],
+                check=True,
+                capture_output=True,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.getcwd()},  # noqa: PTH109 - an environment is text
+            )
+            seconds, memory, files = map(float, done.stdout.split()[-3:])
+            rows.append(
+                {
+                    "side": side,
+                    "trials": size,
+                    "ms per trial": 1e3 * seconds / size,
+                    "driver MB": memory / 1e6,
+                    "files": int(files),
+                }
+            )
+    return rows
+
+
+def _run(side: str, size: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = {"harness": _run_harness, "tune defaults": _run_tune, "bare tasks": _run_tasks}[side]
+        with contextlib.redirect_stdout(io.StringIO()):
+            seconds = run(size, Path(folder))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        files = sum(path.is_file() for path in Path(folder).rglob("*"))
+    print(seconds, memory, files)
+
+
+def _run_harness(size: int, folder: Path) -> float:
+    from harness.fanout import Request, train_missing
+    from harness.forecast import Forecast
+    from harness.progress import Progress
+    from harness.store import Store
+    from tests.harness.conftest import make_trial
+
+    trials = [make_trial(seed=seed) for seed in range(size)]
+    forecast = Forecast()
+    begun = time.perf_counter()
+    train_missing(
+        trials,
+        Store(folder),
+        Request(),
+        run="benchmark",
+        estimate=lambda _: 0.001,
+        watcher=Progress(trials, forecast),
+        stop=threading.Event(),
+        train=_train_nothing,
+    )
+    return time.perf_counter() - begun
+
+
+def _train_nothing(pack: Any, on_gpu: bool, attempt: int, run: str) -> list[Any]:
+    from tests.harness.conftest import make_rows
+
+    return [make_rows(trial) for trial in pack]
+
+
+def _run_tune(size: int, folder: Path) -> float:
+    import ray
+    from ray import tune
+
+    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
+    begun = time.perf_counter()
+    tune.Tuner(
+        lambda _config: {"done": 1},
+        param_space={"trial": tune.grid_search(list(range(size)))},
+        run_config=tune.RunConfig(storage_path=str(folder)),
+    ).fit()
+    seconds = time.perf_counter() - begun
+    ray.shutdown()
+    return seconds
+
+
+def _run_tasks(size: int, folder: Path) -> float:
+    import ray
+
+    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False)
+    task = ray.remote(lambda: None)
+    begun = time.perf_counter()
+    ray.get([task.remote() for _ in range(size)])
+    seconds = time.perf_counter() - begun
+    ray.shutdown()
+    return seconds
+
+
+if __name__ == "__main__":
+    _run(sys.argv[1], int(sys.argv[2]))
