@@ -332,7 +332,11 @@ class Batches:
 
     def _arrange(self, drawn: list[Tensor]) -> Tensor:
         """One (S*B,) draw per replica to (S, B, R) on the device."""
-        return torch.stack(drawn, dim=-1).unflatten(0, (self.steps, self.size)).to(self._y_N.device)
+        device = self._y_N.device
+        arranged_SBR = torch.stack(drawn, dim=-1).unflatten(0, (self.steps, self.size))
+        if device.type == "cuda":
+            arranged_SBR = arranged_SBR.pin_memory()  # from other memory the copy waits for the GPU
+        return arranged_SBR.to(device, non_blocking=True)
 
     def _crop(
         self, index_BR: Tensor, rows_BRH: Tensor, columns_BRW: Tensor

@@ -238,6 +238,7 @@ def test_the_probe_batch_is_the_same_for_every_trial_of_a_data_set(trial_of, dig
 LIMIT = math.pi / (math.pi - 1)
 
 
+@functools.cache  # several tests look at the same networks
 def growth_per_layer(trial_of, placement, batch, *, depth=24, width=512, draws=3, seed=0):
     """Geometric mean growth of the squared activation gradient per layer, away from both ends."""
     generator = torch.Generator().manual_seed(seed)
@@ -270,6 +271,53 @@ def test_a_small_batch_explodes_faster_before_relu(trial_of):
     assert growth_per_layer(trial_of, "before", 16) == pytest.approx(1.590, rel=0.03)
 
 
-def test_without_batch_norm_he_initialisation_keeps_the_gradient(trial_of):
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_the_explosion_slows_towards_its_limit_as_the_batch_grows(trial_of, placement):
+    growth = [growth_per_layer(trial_of, placement, batch) for batch in (16, 32, 64, 128, 512)]
+    assert growth == sorted(growth, reverse=True)
+    assert growth[0] > 1.05 * LIMIT
+    assert growth[-1] > 0.98 * LIMIT  # the spread of 3 draws
+
+
+def test_small_batches_tell_the_placements_apart(trial_of):
+    assert growth_per_layer(trial_of, "after", 16) > 1.03 * growth_per_layer(trial_of, "before", 16)
+
+
+@pytest.mark.parametrize("batch", [16, 64, 512])
+def test_without_batch_norm_he_initialisation_keeps_the_gradient(trial_of, batch):
     # Per layer the expectation is 1; its logarithm has a bias of order depth/width: 5/512.
-    assert growth_per_layer(trial_of, "none", 512) == pytest.approx(1.0, abs=0.03)
+    assert growth_per_layer(trial_of, "none", batch) == pytest.approx(1.0, abs=0.03)
+
+
+def log_growth(trial_of, architecture, placement, depth):
+    """ln of how much larger the squared activation gradient is behind the stem than at the end."""
+    generator = torch.Generator().manual_seed(depth)
+    trial = trial_of(architecture, placement, depth=depth, width_factor=1.0)
+    network = build_network(trial, (3, 8, 8), 10)
+    initialize(network, [trial])
+    probe = Probe(
+        network=network,
+        x_NDHW=torch.randn(64, 3, 8, 8, generator=generator),
+        y_N=torch.randint(10, (64,), generator=generator),
+        steps_per_epoch=1,
+    )
+    probe.read(0)
+    norms = [row.actgrad_total for row in probe.rows(0, "id")]
+    return 2 * math.log(norms[1] / norms[-3])
+
+
+# Yang & Schoenholz 2017, arXiv:1712.08969: without skips gradients grow exponentially with depth, with
+# them polynomially. From 20 to 56 to 110 layers an exponential keeps its rate per layer, a power of
+# the depth has its rate fall by (ln 110/56) / (110 - 56) over (ln 56/20) / (56 - 20) = 0.44. One draw
+# moves either ratio by about 0.1.
+@pytest.mark.parametrize(
+    ("architecture", "low", "high"),
+    [("plain", 0.8, 1.25), ("resnet", 0.2, 0.65), ("preresnet", 0.2, 0.65)],
+)
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_skips_turn_exponential_growth_into_polynomial(
+    trial_of, architecture, placement, low, high
+):
+    at = {d: log_growth(trial_of, architecture, placement, d) for d in (20, 56, 110)}
+    rates = (at[56] - at[20]) / (56 - 20), (at[110] - at[56]) / (110 - 56)
+    assert low < rates[1] / rates[0] < high
