@@ -17,6 +17,7 @@ from harness.errors import GridError
 from harness.grid import load_grid
 from harness.records import AnalysisPlan, Settings
 from harness.trials import PROGRAMS, Trial
+from harness.tuning import expand_tuning
 
 GRIDS = Path(__file__).parents[2] / "grids"
 
@@ -761,16 +762,21 @@ def test_the_form_knows_every_setting_and_every_architecture():
     assert set(grid_module._OwnPrograms.model_fields) == set(PROGRAMS)
 
 
-def test_quickstart_is_ninety_paired_trials_on_data_that_need_no_download():
+def test_quickstart_is_a_hundred_paired_trials_on_data_that_need_no_download():
     grid = load_grid(GRIDS / "quickstart.yaml")
-    assert len(grid.trials) == 90
+    assert len(grid.trials) == 100
+    assert {(trial.placement, trial.flow) for trial in grid.trials if trial.flow != "own"} == {
+        ("after", "before"),
+        ("before", "after"),
+    }
     assert {trial.dataset for trial in grid.trials} == {"digits"}
     assert {trial.architecture for trial in grid.trials} == {"mlp", "plain", "resnet"}
 
 
 def test_the_full_study_has_every_architecture_and_every_placement():
     grid = load_grid(GRIDS / "full.yaml")
-    assert len(grid.trials) == 870
+    assert len(grid.trials) == 930
+    assert len(expand_tuning(grid.trials, grid.tuning)) == 696
     assert {(trial.architecture, trial.placement) for trial in grid.trials} == {
         (architecture, placement)
         for architecture, placements in PROGRAMS.items()
