@@ -305,6 +305,13 @@ class Batches:
         self._order = [_generator(trial, "order") for trial in replicas]
         self._augment = [_generator(trial, "augment") for trial in replicas]
 
+    def state(self) -> list[Tensor]:
+        return [generator.get_state() for generator in (*self._order, *self._augment)]
+
+    def restore(self, state: list[Tensor]) -> None:
+        for generator, kept in zip((*self._order, *self._augment), state, strict=True):
+            generator.set_state(kept)
+
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x_BDHW float32, y_BR) for every step of the next epoch."""
         used = self.steps * self.size

@@ -85,6 +85,12 @@ class Probe:
             snr_batches=trial.snr_batches,
         )
 
+    def state(self) -> list[tuple[int, Tensor]]:
+        return self._readings
+
+    def restore(self, state: list[tuple[int, Tensor]]) -> None:
+        self._readings = state
+
     def is_due(self, step: int) -> bool:
         """Whether a reading belongs after `step` optimizer steps."""
         return step in EARLY_STEPS or step % self.steps_per_epoch == 0

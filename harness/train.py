@@ -9,14 +9,15 @@ Shapes (letters of this module):
 
 from __future__ import annotations
 
+import io
 import math
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from harness.datasets import Batches, Images, Normalize, Part
 from harness.gradients import Probe
 from harness.networks import Network, build_network, initialize
 from harness.optimizers import grafted_updates, make_optimizer, make_schedule
-from harness.provenance import describe
+from harness.provenance import describe, digest_code
 from harness.records import EpochRow, Outcome, TrialRow, TrialRows
 from harness.trials import Trial
 
@@ -50,11 +51,13 @@ def train_pack(
     device: torch.device,
     attempt: int = 1,
     run: str = "",
+    checkpoint: Checkpoint | None = None,
 ) -> list[TrialRows]:
     """Train the pack that `trials` belong to and return the rows of each of them, in their order.
 
     The whole pack is trained even where only some of its trials are asked for: the sums of a
-    grouped network depend on how many groups there are.
+    grouped network depend on how many groups there are. What a `checkpoint` holds is gone on with,
+    and the rows are those of a run that was never interrupted, bit for bit.
 
     Raises:
         DataError: the training part is smaller than one batch.
@@ -73,10 +76,13 @@ def train_pack(
     clock = Clock(device)
     ledger = Ledger(len(replicas), batches.steps, trial.batch_size, device)
 
-    step = 0
-    with clock.probing():
-        probe.read(step)
-    for _epoch in range(trial.epochs):
+    resumable = (learner, batches, probe, ledger, clock)
+    epoch = 0 if checkpoint is None else checkpoint.resume(resumable)
+    step = epoch * batches.steps
+    if step == 0:
+        with clock.probing():
+            probe.read(step)
+    while epoch < trial.epochs and not ledger.all_diverged():
         clock.start_epoch()
         network.train()
         for x_BDHW, y_BR in batches.epoch():
@@ -90,8 +96,9 @@ def train_pack(
                     probe.read(step)
         validation = evaluate(network, images.validation)
         ledger.close_epoch(validation, lr=schedule[step - 1], seconds=clock.end_epoch())
-        if ledger.all_diverged():
-            break
+        epoch += 1
+        if checkpoint is not None:
+            checkpoint.keep(resumable, epoch)
     test = evaluate(network, images.test)
     wall_time, probe_time = clock.stop()
 
@@ -118,6 +125,63 @@ def train_pack(
     return rows
 
 
+class Resumable(Protocol):
+    """A part of a training run that can be put down at an epoch's end and taken up elsewhere."""
+
+    def state(self) -> Any:  # noqa: ANN401 - tensors, numbers, text, and lists and dicts of them
+        ...
+
+    def restore(self, state: Any) -> None: ...  # noqa: ANN401
+
+
+class Checkpoint:
+    """Keeps a run's state every so often, so that a lost worker costs minutes and not hours.
+
+    `read` and `write` move the bytes: where they lie is not this module's business. State of
+    another pack or other code is not gone on with; it is overwritten in time.
+
+    Units:
+        every: seconds between two checkpoints, at epochs' ends.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        read: Callable[[], bytes | None],
+        write: Callable[[bytes], None],
+        *,
+        every: float = 300.0,
+    ) -> None:
+        self._names = [replace(trial, seed=trial.pack[0]).id, digest_code()]
+        self._read = read
+        self._write = write
+        self._every = every
+        self._last = time.monotonic()
+
+    def resume(self, parts: Sequence[Resumable]) -> int:
+        """Put the parts back to where they were kept; the number of epochs done."""
+        content = self._read()
+        if content is None:
+            return 0
+        # Tensors and plain values only: whatever else a file might hold is refused.
+        kept = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if kept["names"] != self._names:
+            return 0
+        for part, state in zip(parts, kept["parts"], strict=True):
+            part.restore(state)
+        return kept["epoch"]
+
+    def keep(self, parts: Sequence[Resumable], epoch: int) -> None:
+        """Write the parts down, if it is time."""
+        if time.monotonic() - self._last < self._every:
+            return
+        buffer = io.BytesIO()
+        states = [part.state() for part in parts]
+        torch.save({"names": self._names, "epoch": epoch, "parts": states}, buffer)
+        self._write(buffer.getvalue())
+        self._last = time.monotonic()
+
+
 class Learner:
     """A network with its optimizer, and the donor of its flow where the trial names one."""
 
@@ -135,6 +199,17 @@ class Learner:
         self._donor = None
         if trial.flow != "own":
             self._donor = Learner([replica.donor for replica in replicas], images, device)
+
+    def state(self) -> list[Any]:
+        donor = self._donor.state() if self._donor else None
+        return [self.network.state_dict(), self._optimizer.state_dict(), donor]
+
+    def restore(self, state: list[Any]) -> None:
+        network, optimizer, donor = state
+        self.network.load_state_dict(network)
+        self._optimizer.load_state_dict(optimizer)
+        if self._donor:
+            self._donor.restore(donor)
 
     def step(self, x_BDHW: Tensor, y_BR: Tensor, *, lr: float) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns the mean loss and the number of hits of each replica."""
@@ -214,6 +289,12 @@ class Ledger:
         self._batch_size = batch_size
         self._steps = 0
         self._epochs: list[list[dict[str, Any]]] = [[] for _ in range(replicas)]
+
+    def state(self) -> list[Any]:
+        return [self.diverged_at, self._steps, self._epochs]
+
+    def restore(self, state: list[Any]) -> None:
+        self.diverged_at, self._steps, self._epochs = state
 
     def note_step(self, loss_R: Tensor, hits_R: Tensor) -> None:
         at = self._steps % len(self._loss_SR)
@@ -298,6 +379,13 @@ class Clock:
         self._probed = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
+    def state(self) -> list[float]:
+        return [time.perf_counter() - self._begun, self._measure_probe()]
+
+    def restore(self, state: list[float]) -> None:
+        elapsed, self._probed = state
+        self._begun = time.perf_counter() - elapsed
+
     @contextmanager
     def probing(self) -> Iterator[None]:
         if self._device.type == "cuda":
@@ -321,8 +409,10 @@ class Clock:
     def stop(self) -> tuple[float, float]:
         """Seconds in all, and seconds of the probe."""
         self._wait()
-        milliseconds = sum(start.elapsed_time(end) for start, end in self._events)
-        return time.perf_counter() - self._begun, self._probed + milliseconds / 1e3
+        return time.perf_counter() - self._begun, self._measure_probe()
+
+    def _measure_probe(self) -> float:
+        return self._probed + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
