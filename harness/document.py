@@ -226,7 +226,7 @@ def _read_text(path: Path) -> str:
 
 
 def _grids_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.y*ml"))
+    return sorted(path.name for path in folder.glob("[!.]*.y*ml"))
 
 
 def _compose(text: str) -> yaml.Node | None:

@@ -39,6 +39,7 @@ from harness.document import (
 from harness.records import AnalysisPlan, Settings
 from harness.trials import (
     EVERY_PROGRAM,
+    MAX_DEPTH,
     PROGRAMS,
     WORDS,
     Trial,
@@ -304,7 +305,7 @@ _Warmup = Annotated[float, _real("from 0 to 10,000", lambda number: 0 <= number 
 _Batch = Annotated[int, _whole(2, 65_536)]
 _Architecture = Annotated[str, BeforeValidator(_check_architecture)]
 _Placement = Annotated[str, BeforeValidator(_check_placement)]
-_Depth = Annotated[int, _whole(1, 2_000), AfterValidator(_check_depth)]
+_Depth = Annotated[int, _whole(1, MAX_DEPTH), AfterValidator(_check_depth)]
 _Programs = dict[
     Annotated[str, AfterValidator(_check_own_placement)],
     Annotated[str, BeforeValidator(_check_program)],
@@ -531,6 +532,9 @@ def _find_mistakes_of_the_whole(
             said = "warmup_epochs" if "warmup_epochs" in product else "epochs"
             text = f"a warm-up of {warmup:g} epochs does not fit into {epochs}"
             yield ("grid", index, said), f"{text}; set warmup_epochs to {epochs} or less"
+        for placement in set(product.get("flow", ())) & set(product["placement"]):
+            text = f"{placement!r} would borrow the flow it has; give each such arm a product"
+            yield ("grid", index, "flow"), f"{text} of its own, with the other placement's flow"
         for size in product.get("pack_size", (Settings.pack_size,)):
             mistake = _find_pack_mistake(size, seeds)
             if mistake:

@@ -26,7 +26,7 @@ from harness.document import did_you_mean
 from harness.errors import HarnessError
 from harness.graphs import block_of, load_model, operation, rewrite, skip_path, trace
 from harness.networks import build_network
-from harness.trials import PROGRAMS, Trial, find_depth_mistake
+from harness.trials import MAX_DEPTH, PROGRAMS, Trial, find_depth_mistake
 
 WIDTH = 80
 LABELS = 38  # columns of the blocks' names, at most
@@ -147,6 +147,8 @@ def _show(architecture: str, placement: str | None, depth: int | None) -> Iterat
         )
     if depth is None:
         depth = zoo.DEPTHS[architecture] if architecture in zoo.DEPTHS else _DEPTHS[architecture]
+    if depth > MAX_DEPTH:
+        raise HarnessError(f"a depth of {depth:,} is beyond {MAX_DEPTH:,}, where a grid ends too")
     allowed = find_depth_mistake(architecture, depth)
     if allowed:
         raise HarnessError(f"{depth} is not a depth of {architecture}, which has {allowed}")

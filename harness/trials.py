@@ -161,6 +161,9 @@ def find_program_mistake(architecture: str, program: str) -> str | None:
     return None
 
 
+MAX_DEPTH = 2_000
+
+
 def find_depth_mistake(architecture: str, depth: int, *, bottleneck: bool = True) -> str | None:
     """Say which depths `architecture` has, if `depth` is not one of them.
 

@@ -206,6 +206,11 @@ WRONG = [
         "my.yaml:5: grid[0].depth: 34 is not a depth of torchvision/resnet18, which has 18",
     ),
     (
+        "an arm that borrows what it has",
+        product("architecture: plain", "placement: [before, after]", "depth: 8", "flow: [own, before]"),
+        "my.yaml:6: grid[0].flow: 'before' would borrow the flow it has; give each such arm a product of its own, with the other placement's flow",
+    ),
+    (
         "Norway: on",
         default("epochs: on"),
         "my.yaml:3: defaults.epochs: YAML reads on, off, yes, no as booleans and found True",

@@ -151,6 +151,10 @@ def test_our_own_programs_are_read_back_from_the_networks(trial_of, architecture
             "21 is not a depth of resnet, which has 6n+2: 20 or 26",
         ),
         (
+            ["mlp", "after", "--depth", "99999999"],
+            "a depth of 99,999,999 is beyond 2,000, where a grid ends too",
+        ),
+        (
             ["torchvision/resnet18", "after", "--depth", "34"],
             "34 is not a depth of torchvision/resnet18, which has 18",
         ),
