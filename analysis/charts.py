@@ -125,19 +125,19 @@ def strip(
 def accuracies(
     trials: pd.DataFrame, cells: pd.DataFrame, marks: Mapping[str, Mark]
 ) -> alt.LayerChart:
-    """Test accuracy of every trial by depth and placement; grey lines join trials of one seed.
+    """Test accuracy of every trial by depth and arm; grey lines join trials of one seed.
 
     Shapes:
-        trials: one row per trial that trained: `depth`, `placement`, `seed`, `percent`.
-        cells: one row per cell: `depth`, `placement`, `mean`, and `note`, what did not train.
+        trials: one row per trial that trained: `depth`, `arm`, `seed`, `percent`.
+        cells: one row per cell: `depth`, `arm`, `mean`, and `note`, what did not train.
     """
     names = list(marks)
     x = alt.X("depth:O").title(theme.axis_title("depth")).axis(grid=False, ticks=False)
-    offset = alt.XOffset("placement:N").sort(names)
+    offset = alt.XOffset("arm:N").sort(names)
     scale = alt.Scale(domain=span(trials, "percent"), nice=True)
     y = alt.Y("percent:Q").scale(scale).title(theme.axis_title("test_accuracy", unit="%"))
-    drawn = theme.inline(trials, "depth", "placement", "seed", "percent")
-    trained = theme.inline(cells.dropna(subset=["mean"]), "depth", "placement", "mean")
+    drawn = theme.inline(trials, "depth", "arm", "seed", "percent")
+    trained = theme.inline(cells.dropna(subset=["mean"]), "depth", "arm", "mean")
     return _layer(
         alt.Chart(drawn)
         .mark_line(color=MUTED, opacity=0.45, strokeWidth=1)
@@ -148,14 +148,14 @@ def accuracies(
             x,
             y,
             offset,
-            _colour("placement", marks),
-            _shape("placement", marks),
-            tooltip=["placement:N", "depth:O", "seed:O", alt.Tooltip("percent:Q", format=".2f")],
+            _colour("arm", marks),
+            _shape("arm", marks),
+            tooltip=["arm:N", "depth:O", "seed:O", alt.Tooltip("percent:Q", format=".2f")],
         ),
         alt.Chart(trained)
         .mark_tick(color=INK, thickness=2, size=18)
         .encode(x, alt.Y("mean:Q").scale(scale), offset),
-        alt.Chart(theme.inline(cells[cells["note"] != ""], "depth", "placement", "note"))
+        alt.Chart(theme.inline(cells[cells["note"] != ""], "depth", "arm", "note"))
         .mark_text(color=MUTED, fontSize=11, baseline="bottom")
         .encode(x, offset, y=alt.value("height"), text="note:N"),
     ).properties(width="container", height=240)
@@ -249,35 +249,35 @@ def flow_by_layer(
     reach: Sequence[float],
     theory: pd.DataFrame | None = None,
 ) -> alt.LayerChart:
-    """Gradient flow by layer at one time: a line per placement, its 95 % interval shaded.
+    """Gradient flow by layer at one time: a line per arm, its 95 % interval shaded.
 
     Shapes:
-        flow: one row per (placement, layer): `placement`, `layer_index`, `mean`, `low`, `high`.
+        flow: one row per (arm, layer): `arm`, `layer_index`, `mean`, `low`, `high`.
         theory: one row per layer: `layer_index`, `mean`; drawn dashed.
     Units:
         mean, low, high and reach in log10.
     """
     x = alt.X("layer_index:Q").title("layer, from the input").axis(tickMinStep=1, format="d")
     scale = alt.Scale(domain=list(reach), nice=True)
-    base = alt.Chart(theme.inline(flow, "placement", "layer_index", "mean", "low", "high"))
+    base = alt.Chart(theme.inline(flow, "arm", "layer_index", "mean", "low", "high", digits=3))
     layers: list[alt.Chart] = [
         base.mark_area(opacity=0.18).encode(
-            x, alt.Y("low:Q").scale(scale), _colour("placement", marks), y2="high:Q"
+            x, alt.Y("low:Q").scale(scale), _colour("arm", marks), y2="high:Q"
         ),
         base.mark_line(strokeWidth=1.5).encode(
-            x, alt.Y("mean:Q").scale(scale).title(title), _colour("placement", marks)
+            x, alt.Y("mean:Q").scale(scale).title(title), _colour("arm", marks)
         ),
         base.mark_point(filled=True, size=28, opacity=1).encode(
             x,
             alt.Y("mean:Q").scale(scale),
-            _colour("placement", marks),
-            _shape("placement", marks),
-            tooltip=["placement:N", "layer_index:Q", alt.Tooltip("mean:Q", format=".2f")],
+            _colour("arm", marks),
+            _shape("arm", marks),
+            tooltip=["arm:N", "layer_index:Q", alt.Tooltip("mean:Q", format=".2f")],
         ),
     ]
     if theory is not None:
         layers.append(
-            alt.Chart(theme.inline(theory, "layer_index", "mean"))
+            alt.Chart(theme.inline(theory, "layer_index", "mean", digits=3))
             .mark_line(color=INK, strokeWidth=1.5, strokeDash=[5, 4], clip=True)
             .encode(x, alt.Y("mean:Q").scale(scale))
         )
@@ -285,7 +285,7 @@ def flow_by_layer(
 
 
 def flow_map(flow: pd.DataFrame, *, title: str, reach: Sequence[float]) -> alt.Chart:
-    """Gradient flow of one placement, layer by time, on a scale that its neighbours share.
+    """Gradient flow of one arm, layer by time, on a scale that its neighbours share.
 
     Shapes:
         flow: one row per (layer, time): `layer_index`, `epoch`, `mean`.
@@ -294,7 +294,7 @@ def flow_map(flow: pd.DataFrame, *, title: str, reach: Sequence[float]) -> alt.C
 
 
 def difference_map(flow: pd.DataFrame, *, title: str) -> alt.Chart:
-    """Difference of gradient flow between two placements, layer by time, on a symmetric scale.
+    """Difference of gradient flow between two arms, layer by time, on a symmetric scale.
 
     Shapes:
         flow: one row per (layer, time): `layer_index`, `epoch`, `mean`, and `is_clear`: false
@@ -386,7 +386,7 @@ def _map(flow: pd.DataFrame, scale: alt.Scale, *, title: str) -> alt.Chart:
         type="gradient", gradientLength=150, gradientThickness=10, titleLimit=320, format="~g"
     )
     return (
-        alt.Chart(theme.inline(flow, *(name for name in _MAPPED if name in flow)))
+        alt.Chart(theme.inline(flow, *(name for name in _MAPPED if name in flow), digits=3))
         .mark_rect()
         .encode(
             alt.X("epoch:O")

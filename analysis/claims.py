@@ -26,7 +26,7 @@ from analysis.resampling import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -71,7 +71,8 @@ class Robustness:
     superiority: float
     """P(arm > baseline): share of pairs the arm wins, ties counted half."""
     estimate_at_chance: float
-    """The estimate with diverged trials scored at chance; NaN for gradient flow."""
+    """The estimate with diverged trials scored at chance; NaN for gradient flow, and where trials
+    diverged on a data set whose chance is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +129,16 @@ def judge(results: Results, *, rng: np.random.Generator | None = None) -> tuple[
 
 
 def judge_outcomes(
-    studies: Sequence[Outcomes], plan: AnalysisPlan, *, rng: np.random.Generator | None = None
+    studies: Sequence[Outcomes],
+    plan: AnalysisPlan,
+    *,
+    effects: Sequence[Effect] | None = None,
+    rng: np.random.Generator | None = None,
 ) -> tuple[Verdict, ...]:
-    """Judge C1 to C5 on each study; all their tests are one Holm family."""
+    """Judge C1 to C5 on each study; all their tests are one Holm family.
+
+    `effects` are those of the same studies on both quantities, where they are known already.
+    """
     if not studies:
         return ()
     rng = rng or np.random.default_rng(0)
@@ -152,7 +160,8 @@ def judge_outcomes(
         words=[word for evidence in weighed for word in evidence.words],
         alpha=alpha,
     )
-    effects = {quantity: find_effects(quantity, studies, plan, rng=rng) for quantity in UNITS}
+    if effects is None:
+        effects = [e for quantity in UNITS for e in find_effects(quantity, studies, plan, rng=rng)]
     return tuple(
         _write_verdict(
             claim,
@@ -176,7 +185,7 @@ def _write_verdict(
     family: Call,
     *,
     number: int,
-    effects: Mapping[str, Sequence[Effect]],
+    effects: Sequence[Effect],
     alpha: float,
     rng: np.random.Generator,
 ) -> Verdict:
@@ -210,7 +219,7 @@ def _write_verdict(
         return Verdict(
             **common,
             sentence="The grid has no trials that could show it.",
-            reason=f"{_NEEDS[claim]} is not in the grid",
+            reason="",
             settle=f"add {_NEEDS[claim]} to the grid",
             smallest_margin=float("nan"),
             more_seeds=None,
@@ -273,13 +282,12 @@ def _find_decisive(claim: str, word: str, comparisons: Sequence[Comparison]) -> 
 
 
 def _choose_effects(
-    claim: str, outcomes: Outcomes, first: Comparison, effects: Mapping[str, Sequence[Effect]]
+    claim: str, outcomes: Outcomes, first: Comparison, effects: Sequence[Effect]
 ) -> tuple[Effect, ...]:
     """The effects that the claim rests on: the deciding one first, pooled ones, then the cells."""
     study = [
         effect
-        for quantity in UNITS
-        for effect in effects[quantity]
+        for effect in effects
         if (effect.dataset, effect.recipe) == (outcomes.dataset, outcomes.recipe)
     ]
     own = [effect for effect in study if effect.family == claim]
@@ -317,36 +325,56 @@ def _say(
     pool = _name_pool(headline)
     pairs = f"{headline.pairs} pairs in {headline.cells} cell{'s' * (headline.cells != 1)}"
     number = _quote(headline, equivalence=word == "equivalent")
-    margin = _quote_margin(headline)
+    within = f", within {_quote_margin(headline)}" if word == "equivalent" else ""
+    alone = _tell_divergences(headline)
     if np.isnan(headline.se):
-        return f"{pool}: {pairs}, no effect to estimate."
+        # The trials that are missing here are an outcome, if it is divergence that took them.
+        return f"{pool}: {pairs}, no effect to estimate{alone}."
     if claim == "C5":
         return (
             f"Without skips ReLU before batch norm changes accuracy by {number} more than with "
-            f"them, on twins of equal depth ({pairs})."
+            f"them{within}, on twins of equal depth ({pairs}){alone}."
         )
-    contrast = f"{headline.arm} minus {headline.baseline}"
+    contrast = _name_contrast(headline)
     if claim == "C2" and headline.quantity == "accuracy":  # the flow differs, but does not act so
         flow = next(e for e in effects if e.kind == "pooled" and e.quantity == "gradient")
-        within = f", within {margin}" if word == "equivalent" else ""
         return (
-            f"{pool}: gradient flow of after over before is {_quote(flow)}, and yet accuracy of "
-            f"{contrast} is {number}{within} ({pairs})."
+            f"{pool}: {_name_contrast(flow)} is {_quote(flow)}, and yet accuracy of {contrast} is "
+            f"{number}{within} ({pairs}){alone}."
         )
-    if word == "equivalent":
-        return f"{pool}: {contrast} is {number}, within {margin} ({pairs})."
-    sentence = f"{pool}: after minus before is {number} ({pairs})"
-    if claim == "C1" and len(comparisons) > 1:
+    sentence = f"{pool}: {contrast} is {number}{within} ({pairs}){alone}"
+    if claim == "C1" and len(comparisons) > 1 and word != "equivalent":
         norm = next(effect for effect in effects if effect.baseline == "none")
-        sentence += f"; after minus none is {_quote(norm)}"
-    if claim == "C2":
+        sentence += f"; after minus none is {_quote(norm)}{_tell_divergences(norm)}"
+    if claim == "C2" and word != "equivalent":
         pooled = [e for e in effects if e.kind == "pooled" and e.quantity == "accuracy"]
-        for effect in pooled:
-            if (effect.arm, effect.baseline) in GRAFTS and effect.architecture is None:
-                sentence += f"; {effect.arm} minus {effect.baseline} is {_quote(effect)}"
         order = next(e for e in pooled if (e.arm, e.baseline) == ("after", "before"))
-        sentence += f"; accuracy differs by {_quote(order)}"
+        sentence += f"; accuracy of after minus before is {_quote(order)}"
+        for effect in pooled:
+            if (effect.arm, effect.baseline) in GRAFTS and effect.label == order.label:
+                sentence += f", and of {_name_contrast(effect)} {_quote(effect)}"
     return sentence + "."
+
+
+def _name_contrast(effect: Effect) -> str:
+    if effect.quantity == "gradient":
+        return f"gradient flow of {effect.arm} over {effect.baseline}"
+    return f"{effect.arm} minus {effect.baseline}"
+
+
+def _tell_divergences(effect: Effect) -> str:
+    """The pairs in which one arm alone diverged: they are in no difference, and yet an outcome."""
+    found = [
+        f"only {name} in {count}"
+        for name, count in (
+            (effect.arm, effect.diverged_arm),
+            (effect.baseline, effect.diverged_baseline),
+        )
+        if count
+    ]
+    if not found:
+        return ""
+    return f"; of {effect.pairs_planned} pairs {' and '.join(found)} diverged"
 
 
 def _name_pool(effect: Effect) -> str:
@@ -360,7 +388,7 @@ def _quote(effect: Effect, *, equivalence: bool = False) -> str:
     low, high = (effect.low90, effect.high90) if equivalence else (effect.low, effect.high)
     level = "90 %: " if equivalence else ""
     if effect.quantity == "gradient":
-        return f"a ratio of {10**effect.estimate:.2f} [{level}{10**low:.2f}, {10**high:.2f}]"
+        return f"{10**effect.estimate:.2f} [{level}{10**low:.2f}, {10**high:.2f}]"
     return f"{effect.estimate:+.2f} points [{level}{low:+.2f}, {high:+.2f}]"
 
 
@@ -384,7 +412,7 @@ def _explain(
 ) -> str:
     """Which rule led to the word."""
     first = comparisons[0]
-    tested = f"p = {p:.2g}, after Holm over {family_size} claims {p_holm:.2g}"
+    tested = f"{_tell_p(p)}; after Holm over {family_size} claims {_tell_p(p_holm)}"
     if np.isnan(p):
         tested = "nothing could be tested"
     if claim == "C2" and mediation is not None and word == "inconclusive":
@@ -409,6 +437,10 @@ def _explain(
     return "; ".join([*dict.fromkeys(obstacles), tested])
 
 
+def _tell_p(p: float) -> str:
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
 def _explain_mediation(flow: Comparison, mediation: Mediation, *, rng: np.random.Generator) -> str:
     if np.isnan(mediation.slope):
         return "too few pairs for a slope of accuracy on flow"
@@ -424,7 +456,7 @@ def _explain_mediation(flow: Comparison, mediation: Mediation, *, rng: np.random
     through = float(flow.pooled.estimate * mediation.slope)
     return (
         f"within pairs accuracy changes by {float(mediation.slope):+.2f} points per dex of flow "
-        f"(p = {float(mediation.p):.2g}), so {through:+.2f} points [{low:+.2f}, {high:+.2f}] "
+        f"({_tell_p(float(mediation.p))}), so {through:+.2f} points [{low:+.2f}, {high:+.2f}] "
         "could run through it"
     )
 
@@ -451,7 +483,7 @@ def _find_obstacles(one: Comparison, *, alpha: float) -> list[str]:
     if one.pooled.p_equivalent(one.margin) <= alpha and not one.is_homogeneous:
         found.append(
             f"the mean lies within the margin but the cells do not agree "
-            f"(heterogeneity p = {float(one.p_heterogeneity):.2g})"
+            f"(heterogeneity {_tell_p(float(one.p_heterogeneity))})"
         )
     return found
 
@@ -462,7 +494,8 @@ def _count_divergences(one: Comparison) -> str:
     if _is_interaction(one):
         return "placements diverged in unlike numbers of trials"
     return (
-        f"only {one.arm} diverged in {int(one.arm_only)} pairs and only {one.baseline} in "
+        f"only {one.arm} diverged in {int(one.arm_only)} "
+        f"pair{'s' * (int(one.arm_only) != 1)} and only {one.baseline} in "
         f"{int(one.baseline_only)}"
     )
 
@@ -590,10 +623,12 @@ def _weights_of(
 
 
 def _score_at_chance(outcomes: Outcomes, one: Comparison) -> float:
-    """The estimate with diverged trials scored as guessing; as failing outright if unknown."""
+    """The estimate with diverged trials scored as guessing; NaN where guessing is not known."""
     if one.quantity != "accuracy":
         return float("nan")
-    chance = CHANCE.get(outcomes.dataset, 0.0)
+    chance = CHANCE.get(outcomes.dataset, float("nan"))
+    if np.isnan(chance) and outcomes.diverged_PCS.any():
+        return float("nan")
     scored_PCS = np.where(outcomes.diverged_PCS, chance, outcomes.accuracy_PCS)
     diff_CS = replace(outcomes, accuracy_PCS=scored_PCS).difference(
         "accuracy", one.arm, one.baseline
@@ -619,9 +654,9 @@ def _find_disagreement(
         # The floor is that of every test on signs; above alpha they have no say.
         can_reject = panel.p_sign_flip_floor <= alpha
         if can_reject and panel.p_sign_flip > alpha:
-            found.append(f"the sign-flip test has p = {panel.p_sign_flip:.2g}")
+            found.append(f"the sign-flip test has {_tell_p(panel.p_sign_flip)}")
         if can_reject and panel.p_signed_rank > alpha:
-            found.append(f"the signed-rank test has p = {panel.p_signed_rank:.2g}")
+            found.append(f"the signed-rank test has {_tell_p(panel.p_signed_rank)}")
         if sign * panel.hodges_lehmann < 0:
             found.append("the Hodges-Lehmann estimate has the other sign")
     if sign * panel.estimate_at_chance < 0 and word != "equivalent":

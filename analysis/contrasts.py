@@ -127,9 +127,8 @@ def estimate_cells(diff_CS: NDArray[np.float64], *, floor: float = 0.0) -> Contr
     Shapes:
         diff_CS: (..., C, S), NaN where there is no pair.
     """
-    cells = diff_CS.shape[-2]
     return estimate_contrast(
-        diff_CS[..., None, :, :], np.eye(cells), block_C=np.arange(cells), floor=floor
+        diff_CS[..., :, None, :], np.ones(1), block_C=np.zeros(1, np.intp), floor=floor
     )
 
 

@@ -164,7 +164,10 @@ def compare_twins(
             diff_CS, twin_weights(diff_CS, twin_KC), block_C=outcomes.block_C, floor=floor
         ),
         parts=estimate_contrast(
-            diff_CS[..., None, :, :], twin_KC, block_C=outcomes.block_C, floor=floor
+            diff_CS[..., np.stack([twin_KC.argmax(-1), twin_KC.argmin(-1)], axis=-1), :],
+            np.array([1.0, -1.0]),
+            block_C=np.arange(2),  # two architectures share no block seed
+            floor=floor,
         ),
         margin=margin,
         alpha=alpha,

@@ -11,7 +11,9 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from scipy import stats
 from harness.records import (
     SCHEMA_VERSION,
     AnalysisPlan,
+    ChoiceRow,
     EpochRow,
     FailureRow,
     GradientRow,
@@ -33,7 +36,7 @@ from harness.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _SETTINGS = tuple(field.name for field in fields(Settings))
 BLOCK = tuple(
@@ -42,6 +45,9 @@ BLOCK = tuple(
 """The settings that the arms of a pair share."""
 CELL = tuple(name for name in _SETTINGS if name != "seed")
 """The settings that the replicates of an arm share."""
+
+_READINGS = ("trial_id", "step", "epoch", "layer_index", "qa_sum", "qa_dot")
+"""What is read of table `gradients`, beside the column that the plan names."""
 
 _ARROW = {
     "str": pa.string(),
@@ -65,6 +71,18 @@ class _PlannedTrial(Settings):
     trial_id: str
 
 
+_PLAN_WORDS = {
+    "gradient_column": tuple(
+        field.name
+        for field in fields(GradientRow)
+        if field.type == "float" and field.name != "epoch"
+    ),
+    "gradient_layer": ("first", "mean", "slope"),
+    "gradient_window": ("first-epoch", "all", "init", "last"),
+}
+"""What the words of a plan can be."""
+
+
 class ResultsError(Exception):
     """These results cannot be analysed; its text is all that the user reads."""
 
@@ -73,7 +91,8 @@ class ResultsError(Exception):
 class Results:
     """One results folder, checked: its rows can be compared with each other.
 
-    `trials` holds planned trials only, `epochs` and `gradients` the rows of exactly those.
+    `trials` holds planned trials only, `epochs` and `gradients` the rows of exactly those, and of
+    their columns those that are judged. `choices` is what a tuning stage chose, empty without.
     `warnings` belong on the first screen of whatever is shown.
     """
 
@@ -84,6 +103,7 @@ class Results:
     epochs: pd.DataFrame
     gradients: pd.DataFrame
     failures: pd.DataFrame
+    choices: pd.DataFrame
     unplanned: int
     warnings: tuple[str, ...]
 
@@ -121,12 +141,15 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
     trials = trials[is_planned].reset_index(drop=True)
 
     done = frozenset(trials["trial_id"])
-    epochs = _keep(folder.read("epochs", EpochRow, only=done), done)
-    gradients = _keep(folder.read("gradients", GradientRow, only=done), done)
+    epochs = _keep(folder.read("epochs", EpochRow, only=done, columns=("trial_id", "epoch")), done)
+    readings = tuple(dict.fromkeys((*_READINGS, plan.gradient_column)))
+    gradients = _keep(folder.read("gradients", GradientRow, only=done, columns=readings), done)
     failures = _join(folder.read("failures", FailureRow).values())
 
     warnings = [
+        *_find_changed_plans(folder),
         *_find_mixtures(trials, allow_mixed=allow_mixed),
+        *_find_split_pairs(trials),
         *_find_lost_rows(trials, epochs=epochs, gradients=gradients),
         *_find_selective_loss(planned, trials),
     ]
@@ -142,6 +165,7 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
         epochs=epochs,
         gradients=gradients,
         failures=failures.drop_duplicates(ignore_index=True),
+        choices=_read_choices(folder),
         unplanned=unplanned,
         warnings=tuple(warnings),
     )
@@ -174,14 +198,20 @@ class _Folder:
             raise ResultsError(f"{location}: is not a folder; give the folder that holds trials/")
 
     def read(
-        self, table: str, record: type, *, only: frozenset[str] | None = None
+        self,
+        table: str,
+        record: type,
+        *,
+        only: frozenset[str] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> dict[str, pa.Table]:
         """The rows of one table by the file that holds them; at least one table, maybe empty.
 
-        `only` names the trials wanted: a file of another trial is not opened.
+        `only` names the trials wanted: a file of another trial is not opened. `columns` names
+        the columns wanted; None for all.
         """
-        schema = _schema_of(record)
-        paths = [path for path in self._list(table) if _may_hold(path, only)]
+        schema = _schema_of(record, columns)
+        paths = [path for path in self.list(table) if _may_hold(path, only)]
         with ThreadPoolExecutor(self._readers) as pool:
             parts = list(pool.map(lambda path: self._read_file(path, schema), paths))
         return dict(zip(paths, parts, strict=True)) or {"": schema.empty_table()}
@@ -196,7 +226,8 @@ class _Folder:
         table = self._read_file(name, schema)
         return table.to_pandas(ignore_metadata=True), table.schema.metadata or {}
 
-    def _list(self, table: str) -> list[str]:
+    def list(self, table: str) -> list[str]:
+        """The Parquet files of one table, those aside that are being written."""
         selector = fs.FileSelector(f"{self._root}/{table}", allow_not_found=True)
         try:
             infos = self._files.get_file_info(selector)
@@ -207,7 +238,7 @@ class _Folder:
             for info in infos
             if info.type == fs.FileType.File
             and info.base_name.endswith(".parquet")
-            and not info.base_name.startswith((".", "_"))  # being written
+            and not info.base_name.startswith((".", "_"))
         )
 
     def _read_file(self, name: str, schema: pa.Schema) -> pa.Table:
@@ -218,10 +249,13 @@ class _Folder:
                 found = metadata.schema.to_arrow_schema()
                 _check_schema(where, found, schema)
                 _check_size(where, metadata.num_rows * 8 * len(schema))
+                # Only where rows repeat a text can a small file decode to a large one.
+                texts = [field.name for field in schema if _is_text(field)]
+                repeated = texts if metadata.num_rows > 1 else []
                 file = pq.ParquetFile(
                     source,
                     metadata=metadata,
-                    read_dictionary=[field.name for field in schema if _is_text(field)],
+                    read_dictionary=repeated,
                     page_checksum_verification=True,
                 )
                 table = file.read(schema.names, use_threads=False).select(schema.names)
@@ -230,15 +264,19 @@ class _Folder:
         except (OSError, pa.ArrowException) as error:
             reason = str(error).partition("\n")[0]
             raise ResultsError(f"{where}: damaged, or not Parquet ({reason})") from error
-        for field in filter(_is_text, schema):
-            for chunk in table[field.name].chunks:
+        for text in repeated:
+            for chunk in table[text].chunks:
                 longest = max(map(len, chunk.dictionary.to_pylist()), default=0)
                 _check_size(where, longest * len(chunk))
-        return table.cast(schema).replace_schema_metadata(found.metadata)
+        if repeated:
+            table = table.cast(schema)
+        described = schema.with_metadata(found.metadata)
+        return pa.Table.from_arrays(table.columns, schema=described)
 
 
-def _schema_of(record: type) -> pa.Schema:
-    return pa.schema([pa.field(field.name, _ARROW[str(field.type)]) for field in fields(record)])
+def _schema_of(record: type, columns: Sequence[str] | None = None) -> pa.Schema:
+    declared = {field.name: _ARROW[str(field.type)] for field in fields(record)}
+    return pa.schema([pa.field(name, declared[name]) for name in columns or declared])
 
 
 def _is_text(field: pa.Field) -> bool:
@@ -283,7 +321,13 @@ def _read_plan(folder: _Folder) -> tuple[AnalysisPlan, pd.DataFrame]:
             f"{folder.location}: no plan.parquet, so this is not a results folder; "
             "python -m harness.run GRID makes one"
         ) from error
-    where = f"{folder.location}/plan.parquet"
+    plan = _parse_plan(f"{folder.location}/plan.parquet", metadata)
+    if repeats := planned["trial_id"][planned["trial_id"].duplicated()].tolist():
+        raise ResultsError(f"{folder.location}/plan.parquet: plans trial {repeats[0]} twice")
+    return plan, planned
+
+
+def _parse_plan(where: str, metadata: Mapping[bytes, bytes]) -> AnalysisPlan:
     known = {field.name: field for field in fields(AnalysisPlan)}
     try:
         settings = json.loads(metadata[b"analysis_plan"])
@@ -297,9 +341,48 @@ def _read_plan(folder: _Folder) -> tuple[AnalysisPlan, pd.DataFrame]:
         value = getattr(plan, name)
         if type(value).__name__ not in {str(field.type), *(["int"] * (field.type == "float"))}:
             raise ResultsError(f"{where}: the plan's {name} is {value!r}, not a {field.type}")
-    if repeats := planned["trial_id"][planned["trial_id"].duplicated()].tolist():
-        raise ResultsError(f"{where}: plans trial {repeats[0]} twice")
-    return plan, planned
+    for name, allowed in _PLAN_WORDS.items():
+        if getattr(plan, name) not in allowed:
+            raise ResultsError(
+                f"{where}: the plan's {name} is {getattr(plan, name)!r}; "
+                f"it can be {', '.join(allowed)}"
+            )
+    return plan
+
+
+def _find_changed_plans(folder: _Folder) -> Iterable[str]:
+    """Was a margin, or anything else of the analysis, changed once there were results to see?"""
+    plans = []
+    for name in folder.list("plans"):
+        _, metadata = folder.read_file(name, _PlannedTrial)
+        plan = asdict(_parse_plan(f"{folder.location}/{name}", metadata))
+        try:
+            written = datetime.fromisoformat(metadata[b"written"].decode())
+            plans.append((written, int(metadata[b"finished_before"]), plan))
+        except (KeyError, ValueError) as error:
+            raise ResultsError(
+                f"{folder.location}/{name}: does not say when it was written ({error})"
+            ) from error
+    plans.sort(key=lambda entry: entry[0])
+    for (_, _, earlier), (written, finished, later) in pairwise(plans):
+        changes = [
+            f"{name} from {earlier[name]} to {later[name]}"
+            for name in later
+            if name != "grid" and earlier[name] != later[name]
+        ]
+        if changes and finished:
+            yield (
+                f"The analysis was planned anew on {written:%d %B %Y, %H:%M} UTC, when "
+                f"{finished} trials had finished: {'; '.join(changes)}. A margin or a quantity "
+                "chosen in sight of results can be chosen to please."
+            )
+
+
+def _read_choices(folder: _Folder) -> pd.DataFrame:
+    try:
+        return folder.read_file("choices.parquet", ChoiceRow)[0]
+    except FileNotFoundError:
+        return _schema_of(ChoiceRow).empty_table().to_pandas()
 
 
 def _join(parts: Iterable[pa.Table]) -> pd.DataFrame:
@@ -373,6 +456,17 @@ def _find_mixtures(trials: pd.DataFrame, *, allow_mixed: bool) -> list[str]:
                 raise ResultsError(f"{message}; --allow-mixed compares them all the same")
             warnings.append(f"{message}.")
     return warnings
+
+
+def _find_split_pairs(trials: pd.DataFrame) -> Iterable[str]:
+    """Where the arms of a pair ran on different devices, their difference is also the devices'."""
+    devices = trials.groupby(list(BLOCK), sort=False)["device"].nunique()
+    if split := int((devices > 1).sum()):
+        names = ", ".join(sorted(trials["device"].unique()))
+        yield (
+            f"In {split} of {len(devices)} blocks the arms that are compared were trained on "
+            f"different types of device ({names}); --pin-device-type would have kept them on one."
+        )
 
 
 def _find_lost_rows(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,11 @@ class Panel:
 
     title: str
     chart: alt.Chart | alt.LayerChart
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The chart in Vega-Lite, its rows below `datasets`."""
+        return self.chart.to_dict(validate=False)
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,12 @@ class Card:
     """A verdict with its small chart."""
 
     verdict: Verdict
+    study: str
+    """The data set and recipe it speaks of, where there are several."""
+    answer: str
+    """What the word means for the claim as stated."""
     icon: str
-    chart: alt.LayerChart | None
+    panel: Panel | None
     axis: str
     """What the chart shows, and in which unit."""
 
@@ -98,6 +108,17 @@ class Page:
     sections: tuple[Section, ...] = field(default=())
 
     @property
+    def studies(self) -> Mapping[str, tuple[Card, ...]]:
+        """The cards of each study, in their order."""
+        names = dict.fromkeys(card.study for card in self.cards)
+        return {name: tuple(card for card in self.cards if card.study == name) for name in names}
+
+    @property
+    def claims(self) -> tuple[tuple[Card, ...], ...]:
+        """The cards of each claim, one per study."""
+        return tuple(zip(*self.studies.values(), strict=True))
+
+    @property
     def figures(self) -> tuple[Figure, ...]:
         """Every figure of the page, in its order."""
         return tuple(figure for section in self.sections for figure in section.figures)
@@ -107,22 +128,23 @@ def build_page(
     results: Results,
     effects: Sequence[Effect],
     verdicts: Sequence[Verdict],
-    rates: Sequence[Rate] = (),
 ) -> Page:
-    """Lay out what results, effects and verdicts say, and how often such verdicts err."""
-    placements = list(dict.fromkeys(results.planned["placement"]))
-    marks = theme.marks_of(placements)
+    """Lay out what results, effects and verdicts say."""
     trials = tables.tabulate_trials(results)
+    marks = theme.marks_of(dict.fromkeys(trials["arm"]))
+    studied = trials[trials["stage"] == "study"]
+    judged = [(verdict.dataset, verdict.recipe) for verdict in verdicts]
+    studies = tables.name_studies(pd.DataFrame(judged, columns=pd.Index(["dataset", "recipe"])))
     sections = (
         _show_differences(effects, marks),
-        _show_pairs(trials, effects, marks),
+        _show_pairs(studied, effects, marks),
         _show_depths(effects, marks),
-        _show_flow(results, effects, marks),
-        _show_mechanism(effects, verdicts, marks),
+        _show_flow(results, studied, effects, marks),
+        _show_mechanism(effects, verdicts, studies, marks),
+        _show_tuning(results),
         _show_integrity(results, trials),
         _show_precision(results, effects, marks),
-        _show_robustness(verdicts),
-        _show_calibration(rates),
+        _show_robustness(verdicts, studies),
     )
     return Page(
         results=results,
@@ -131,24 +153,34 @@ def build_page(
             state: int((trials["state"] == state).sum())
             for state in ("done", "diverged", "failed", "missing")
         },
-        cards=tuple(_card(verdict, marks) for verdict in verdicts),
+        cards=tuple(map(partial(_card, marks), verdicts, studies)),
         sections=tuple(section for section in sections if section.figures or section.tables),
     )
 
 
-def _card(verdict: Verdict, marks: Mapping[str, Mark]) -> Card:
+def with_calibration(page: Page, rates: Sequence[Rate]) -> Page:
+    """The page, and at its end how often verdicts like these err."""
+    section = _show_calibration(rates)
+    return replace(page, sections=(*page.sections, section)) if section.tables else page
+
+
+_ANSWERS = {True: "the claim holds here", False: "the claim fails here", None: "the claim is open"}
+
+
+def _card(marks: Mapping[str, Mark], verdict: Verdict, study: str) -> Card:
     effect = verdict.headline
-    icon = theme.WORDS[verdict.word][0]
-    if effect is None or not math.isfinite(effect.estimate):
-        return Card(verdict=verdict, icon=icon, chart=None, axis="")
-    is_ratio = effect.quantity == "gradient"
-    row = _as_printed(tables.tabulate_effects([effect]))
-    _, difference = _names(effect.quantity, effect.arm, effect.baseline)
+    panel, axis = None, ""
+    if effect is not None and math.isfinite(effect.estimate):
+        row = _as_printed(tables.tabulate_effects([effect]))
+        _, axis = _names(effect.quantity, effect.arm, effect.baseline)
+        panel = Panel("", charts.strip(row, marks, is_ratio=effect.quantity == "gradient"))
     return Card(
         verdict=verdict,
-        icon=icon,
-        chart=charts.strip(row, marks, is_ratio=is_ratio),
-        axis=difference,
+        study=study,
+        answer=_ANSWERS[verdict.holds],
+        icon=theme.WORDS[verdict.word][0],
+        panel=panel,
+        axis=axis,
     )
 
 
@@ -171,11 +203,11 @@ def _show_differences(effects: Sequence[Effect], marks: Mapping[str, Mark]) -> S
                     f"({_margin_words(shown, is_ratio=is_ratio)}) for the two to be called "
                     "equivalent."
                 ),
-                panels=(
-                    Panel("", charts.forest(shown, marks, title=difference, is_ratio=is_ratio)),
-                ),
+                panels=_forests(shown, marks, title=difference, is_ratio=is_ratio),
                 table=_effects_table(shown, difference),
-                is_aside=bool(shown["family"].str.startswith("exploratory").all()),
+                # The first is the question itself, though no claim may rest on it here.
+                is_aside=bool(figures)
+                and bool(shown["family"].str.startswith("exploratory").all()),
             )
         )
     return Section(
@@ -184,6 +216,19 @@ def _show_differences(effects: Sequence[Effect], marks: Mapping[str, Mark]) -> S
         "Each line compares two placements that started from the same weights and saw the same "
         "batches, seed by seed. Bold lines pool the cells of a kind of network.",
         tuple(sorted(figures, key=lambda figure: figure.is_aside)),
+    )
+
+
+def _forests(
+    effects: pd.DataFrame, marks: Mapping[str, Mark], *, title: str, is_ratio: bool = False
+) -> tuple[Panel, ...]:
+    """A forest for each study."""
+    return tuple(
+        Panel(
+            str(study)[:1].upper() + str(study)[1:],
+            charts.forest(rows.assign(row=rows["label"]), marks, title=title, is_ratio=is_ratio),
+        )
+        for study, rows in effects.groupby("study", sort=False)
     )
 
 
@@ -239,14 +284,9 @@ def _show_pairs(
     panels = []
     for name, rows in cells.groupby("panel", sort=False):
         drawn = trials[(trials["panel"] == name) & trials["percent"].notna()]
-        here = {
-            placement: marks[placement]
-            for placement in marks
-            if placement in set(rows["placement"])
-        }
+        here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
         if not drawn.empty:
             panels.append(Panel(str(name), charts.accuracies(drawn, rows, here)))
-    placements = tuple(dict.fromkeys(trials["placement"]))
     figures = [
         Figure(
             name="accuracy",
@@ -259,20 +299,14 @@ def _show_pairs(
             panels=tuple(panels),
             table=Table(
                 (
-                    "architecture",
-                    "depth",
-                    "placement",
-                    "mean (%)",
-                    "sd",
-                    "trained",
-                    "diverged",
-                    "planned",
+                    *("architecture", "depth", "arm", "mean (%)", "sd"),
+                    *("trained", "diverged", "planned"),
                 ),
                 tuple(
                     (
                         row["panel"],
                         str(row["depth"]),
-                        row["placement"],
+                        row["arm"],
                         number(row["mean"]),
                         number(row["sd"]),
                         str(row["trained"]),
@@ -284,7 +318,7 @@ def _show_pairs(
                 words=3,
             ),
             columns=2,
-            legend=placements,
+            legend=tuple(dict.fromkeys(trials["arm"])),
         )
     ]
     for (quantity, arm, baseline), rows in list(_by_comparison(effects))[:1]:
@@ -312,18 +346,24 @@ def _show_pairs(
                     )
                     for name, part in pairs.groupby("panel", sort=False)
                 ),
-                table=Table(
-                    ("cell", "seed", title),
-                    tuple(
-                        (row["label"], row["seed"], signed(row["difference"]))
-                        for row in pairs.to_dict("records")
-                    ),
-                    words=2,
-                ),
+                table=_pairs_table({title: pairs.assign(value=pairs["difference"])}),
                 columns=2,
             )
         )
     return Section("pairs", "What did every seed do?", "", tuple(f for f in figures if f.panels))
+
+
+def _pairs_table(pairs: Mapping[str, pd.DataFrame]) -> Table:
+    """What every pair gave: a row per cell and quantity, a column per seed."""
+    seeds = list(dict.fromkeys(seed for rows in pairs.values() for seed in rows["seed"]))
+    lines = []
+    for what, rows in pairs.items():
+        cells = rows.assign(study=tables.name_studies(rows)).groupby(["label", "study"], sort=False)
+        for (label, study), cell in cells:  # pyright: ignore[reportGeneralTypeIssues]
+            by_seed = dict(zip(cell["seed"], cell["value"], strict=True))
+            name = ", ".join(filter(None, (str(label), str(study))))
+            lines.append((name, what, *(signed(by_seed.get(seed, math.nan)) for seed in seeds)))
+    return Table(("cell", "difference", *(f"seed {seed}" for seed in seeds)), tuple(lines), words=2)
 
 
 def _show_depths(effects: Sequence[Effect], marks: Mapping[str, Mark]) -> Section:
@@ -361,22 +401,18 @@ def _show_depths(effects: Sequence[Effect], marks: Mapping[str, Mark]) -> Sectio
                         "Change of the difference per doubling of depth, and difference between "
                         "families of networks (interaction), each with its 95 and 90 % interval."
                     ),
-                    panels=(
-                        Panel(
-                            "",
-                            charts.forest(contrasts, marks, title=title),
-                        ),
-                    ),
+                    panels=_forests(contrasts, marks, title=title),
                     table=_effects_table(contrasts, title),
                 )
             )
     return Section("depth", "Does it depend on depth, or on the skip?", "", tuple(figures))
 
 
-def _show_flow(results: Results, effects: Sequence[Effect], marks: Mapping[str, Mark]) -> Section:
+def _show_flow(
+    results: Results, trials: pd.DataFrame, effects: Sequence[Effect], marks: Mapping[str, Mark]
+) -> Section:
     column = results.plan.gradient_column
-    named = tables.name_panels(tables.name_variants(results.planned))
-    deepest = named.groupby("panel", sort=False)["depth"].max().reset_index()
+    deepest = trials.groupby("panel", sort=False)["depth"].max().reset_index()
     readings = tables.read_flow(results, deepest)
     flow = tables.tabulate_flow(readings)
     arm, baseline = next(((arm, base) for (_, arm, base), _ in _by_comparison(effects)), ("", ""))
@@ -384,21 +420,22 @@ def _show_flow(results: Results, effects: Sequence[Effect], marks: Mapping[str, 
     differences["is_clear"] = differences["p_bh"] < 0.05
     figures: list[Figure] = []
     for (panel, depth), rows in flow.groupby(["panel", "depth"], sort=False):
-        where = f"{panel}-{depth}"
-        here = {name: marks[name] for name in marks if name in set(rows["placement"])}
+        where = f"{panel}, depth {depth}"
+        here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
+        shown = _layers_shown(rows)
         title = f"log10 of {theme.axis_title(column)}"
         reach = charts.span(rows, "mean", "low", "high")
         times = _chosen_times(rows)
         figures.append(
             Figure(
-                name=f"flow-{where}",
+                name=f"flow-{panel}-{depth}",
                 title=f"{where}: gradient flow by layer",
                 description=(
                     f"Mean over seeds with 95 % intervals. {theme.meaning(column)} Layer 0 is next "
-                    "to the input."
+                    f"to the input.{shown}"
                     + (
                         " Dashed: the growth that theory predicts at initialisation."
-                        if panel == "mlp"
+                        if str(panel).startswith("mlp")
                         else ""
                     )
                 ),
@@ -422,28 +459,36 @@ def _show_flow(results: Results, effects: Sequence[Effect], marks: Mapping[str, 
         )
         spread = charts.span(rows, "mean")
         maps = [
-            Panel(placement, charts.flow_map(part, title=title, reach=spread))
-            for placement in here
-            if not (part := rows[rows["placement"] == placement]).empty
+            Panel(name, charts.flow_map(rows[rows["arm"] == name], title=title, reach=spread))
+            for name in here
         ]
-        here = differences[differences["panel"] == panel]
-        if not here.empty:
+        apart = differences[differences["panel"] == panel]
+        if not apart.empty:
             words = f"{arm} {theme.MINUS} {baseline}"
-            maps.append(Panel(words, charts.difference_map(here, title="difference (dex)")))
+            maps.append(Panel(words, charts.difference_map(apart, title="difference (dex)")))
         figures.append(
             Figure(
-                name=f"flow-map-{where}",
+                name=f"flow-map-{panel}-{depth}",
                 title=f"{where}: gradient flow over training",
                 description=(
-                    "Layer by time, mean over seeds; placements share one scale. The difference "
-                    "is exploratory: orange where more reaches the layer with the first placement "
-                    "named, pale where that may be chance (Benjamini-Hochberg at 5 %)."
+                    "Layer by time, mean over seeds; all arms share one scale. The difference is "
+                    "exploratory: orange where more reaches the layer with the first arm named, "
+                    f"pale where that may be chance (Benjamini-Hochberg at 5 %).{shown}"
                 ),
                 panels=tuple(maps),
                 columns=2,
             )
         )
     return Section("flow", "What reaches the layers?", "", tuple(figures))
+
+
+def _layers_shown(flow: pd.DataFrame) -> str:
+    """Which layers these are, where they are not all."""
+    layers = sorted(flow["layer_index"].unique())
+    total = int(layers[-1]) + 1
+    return (
+        "" if len(layers) == total else f" Shown: {len(layers)} of {total} layers, evenly spread."
+    )
 
 
 def _chosen_times(flow: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -460,11 +505,11 @@ def _chosen_times(flow: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
-    """A row per layer, a column per time and placement."""
+    """A row per layer, a column per time and arm."""
     columns = {
-        f"{placement} {words}": rows.set_index("layer_index")["mean"]
+        f"{arm} {words}": rows.set_index("layer_index")["mean"]
         for words, at in times
-        for placement, rows in at.groupby("placement", sort=False)
+        for arm, rows in at.groupby("arm", sort=False)
     }
     wide = pd.DataFrame(columns).sort_index()
     return Table(
@@ -476,10 +521,10 @@ def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
     )
 
 
-def _theory(architecture: str, flow: pd.DataFrame, anchor: str) -> pd.DataFrame | None:
+def _theory(panel: str, flow: pd.DataFrame, anchor: str) -> pd.DataFrame | None:
     """Mean-field theory for an MLP at initialisation, through the last hidden layer of `anchor`."""
-    hidden = flow[flow["placement"] == anchor].sort_values("layer_index")[:-1]
-    if architecture != "mlp" or flow["epoch"].iloc[0] != 0 or hidden.empty:
+    hidden = flow[flow["arm"] == anchor].sort_values("layer_index")[:-1]
+    if not panel.startswith("mlp") or flow["epoch"].iloc[0] != 0 or hidden.empty:
         return None
     towards_input = hidden["layer_index"].max() - hidden["layer_index"]
     growth = math.log10(MEAN_FIELD_GROWTH) / 2
@@ -487,7 +532,10 @@ def _theory(architecture: str, flow: pd.DataFrame, anchor: str) -> pd.DataFrame 
 
 
 def _show_mechanism(
-    effects: Sequence[Effect], verdicts: Sequence[Verdict], marks: Mapping[str, Mark]
+    effects: Sequence[Effect],
+    verdicts: Sequence[Verdict],
+    studies: Sequence[str],
+    marks: Mapping[str, Mark],
 ) -> Section:
     if not {effect.quantity for effect in effects} >= {"accuracy", "gradient"}:
         return Section("mechanism", "")
@@ -527,25 +575,19 @@ def _show_mechanism(
                     for name, rows in both.groupby("panel", sort=False)
                 ),
                 columns=3,
-                table=Table(
-                    ("cell", "seed", "gradient flow (dex)", "accuracy (points)"),
-                    tuple(
-                        (
-                            row["label"],
-                            str(row["seed"]),
-                            signed(row["flow"]),
-                            signed(row["accuracy"]),
-                        )
-                        for row in both.to_dict("records")
-                    ),
-                    words=2,
+                table=_pairs_table(
+                    {
+                        "gradient flow (dex)": both.assign(value=both["flow"]),
+                        "accuracy (points)": both.assign(value=both["accuracy"]),
+                    }
                 ),
             )
         ]
     intro = " ".join(
-        f"{verdict.sentence} Judged {verdict.word}: {verdict.reason}."
-        for verdict in verdicts
-        if verdict.claim == "C2"
+        (f"With {study}: " if study else "")
+        + f"{verdict.sentence} Judged {verdict.word}: {verdict.reason}."
+        for verdict, study in zip(verdicts, studies, strict=True)
+        if verdict.claim == "C2" and verdict.reason
     )
     return Section(
         "mechanism",
@@ -555,17 +597,66 @@ def _show_mechanism(
     )
 
 
+def _show_tuning(results: Results) -> Section:
+    choices = tables.tabulate_choices(results.choices)
+    rows = tuple(
+        (
+            f"{row['architecture']}-{row['depth']} {row['variant']}".rstrip(),
+            row["placement"],
+            f"{row['lr']:g}",
+            f"{row['weight_decay']:g}",
+            number(100 * row["validation_accuracy"]),
+            "▲ edge of the list" if row["at_edge"] else "inside the list",
+            "; ".join(
+                f"{lr:g}: {number(score, 1)}" + (f" ({diverged}✕)" if diverged else "")
+                for lr, _, score, diverged in row["tried"]
+            ),
+        )
+        for row in choices.to_dict("records")
+    )
+    edges = int(choices["at_edge"].sum())
+    warning = (
+        f" {edges} of {len(choices)} arms do best at the smallest or largest rate tried: a better "
+        "one may lie beyond, and their comparison is fair only as far as the list reaches."
+    )
+    return Section(
+        "tuning",
+        "Which recipe did each arm get?",
+        "At one common rate the order with the larger steps may win or lose by its steps alone. So "
+        "each arm was also trained at the recipe that scored best on validation images, with seeds "
+        "of its own that the study does not use. A run that diverged (✕) scores 0."
+        + (warning if edges else ""),
+        tables=(
+            (
+                "The best recipe of each arm",
+                Table(
+                    (
+                        *("cell", "arm", "learning rate", "weight decay", "validation (%)"),
+                        *("where in the list", "every rate tried: validation (%)"),
+                    ),
+                    rows,
+                    words=7,
+                ),
+            ),
+        )
+        if rows
+        else (),
+    )
+
+
 _GLYPHS = {"done": "", "diverged": "✕", "failed": "!", "missing": ""}
 
 
 def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
+    is_tuning = trials["stage"] == "tuning"
+    rates = (
+        " at " + trials["lr"].map("{:g}".format) + ", " + trials["weight_decay"].map("{:g}".format)
+    )
     cells = trials.assign(
-        cell=trials["depth"].astype(str) + " " + trials["placement"],
+        cell=trials["depth"].astype(str) + " " + trials["arm"] + rates.where(is_tuning, ""),
         glyph=trials["state"].map(_GLYPHS),
-        order=trials["placement"].map(
-            {name: i for i, name in enumerate(trials["placement"].unique())}
-        ),
-    ).sort_values(["depth", "order", "seed"], kind="stable")
+        order=trials["arm"].map({name: i for i, name in enumerate(trials["arm"].unique())}),
+    ).sort_values(["depth", "order", "cell", "seed"], kind="stable")
     failures = results.failures.sort_values("failed_at")
     parts = [
         (
@@ -582,12 +673,12 @@ def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
         (
             "Missing trials",
             Table(
-                ("architecture", "depth", "placement", "seed", "state"),
+                ("architecture", "depth", "arm", "seed", "state"),
                 tuple(
                     (
                         row["panel"],
                         str(row["depth"]),
-                        row["placement"],
+                        row["arm"],
                         str(row["seed"]),
                         row["state"],
                     )
@@ -612,34 +703,40 @@ def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
             "its gradient), relative."
         )
     )
+    figures = [
+        Figure(
+            name=name,
+            title=title,
+            description=(
+                "Green: trained. Orange with ✕: the loss diverged, which is an outcome. Black with "
+                "!: it broke. Grey: no row yet."
+            ),
+            panels=tuple(
+                Panel(str(panel), charts.tiles(rows))
+                for panel, rows in cells[chosen].groupby("panel", sort=False)
+            ),
+            columns=3,
+            is_aside=is_aside,
+        )
+        for name, title, chosen, is_aside in (
+            ("integrity", "Every planned trial", cells["stage"] == "study", False),
+            ("integrity-tuning", "Every trial that tuned", cells["stage"] == "tuning", True),
+        )
+    ]
     return Section(
         "integrity",
         "Did the runs go as planned?",
         intro,
-        (
-            Figure(
-                name="integrity",
-                title="Every planned trial",
-                description=(
-                    "Green: trained. Orange with ✕: the loss diverged, which is an outcome. Black "
-                    "with !: it broke. Grey: no row yet."
-                ),
-                panels=tuple(
-                    Panel(str(name), charts.tiles(rows))
-                    for name, rows in cells.groupby("panel", sort=False)
-                ),
-                columns=3,
-            ),
-        ),
+        tuple(figure for figure in figures if figure.panels),
         tuple((title, table) for title, table in parts if table.rows),
     )
 
 
 def _time_table(trials: pd.DataFrame) -> Table:
     done = trials[trials["wall_time"].notna()]
-    groups = done.groupby(["panel", "depth", "placement"], sort=False)
+    groups = done.groupby(["panel", "depth", "arm"], sort=False)
     return Table(
-        ("architecture", "depth", "placement", "trials", "time per trial (s)", "probe share (%)"),
+        ("architecture", "depth", "arm", "trials", "time per trial (s)", "probe share (%)"),
         tuple(
             (
                 *map(str, key),
@@ -675,7 +772,10 @@ def _show_precision(
                     "By as many pairs as there are, one cell alone; the black tick is the margin. "
                     "Planned on the upper 80 % bound of the standard deviation."
                 ),
-                panels=(Panel("", charts.precision(cells, marks, title="difference (points)")),),
+                panels=tuple(
+                    Panel(str(study), charts.precision(part, marks, title="difference (points)"))
+                    for study, part in cells.groupby("study", sort=False)
+                ),
                 table=Table(
                     (
                         *("cell", "pairs", "sd of differences", "its upper 80 % bound"),
@@ -703,10 +803,10 @@ def _show_precision(
     )
 
 
-def _show_robustness(verdicts: Sequence[Verdict]) -> Section:
+def _show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Section:
     rows = tuple(
         (
-            verdict.claim,
+            ", ".join(filter(None, (verdict.claim, study))),
             verdict.word,
             p_value(verdict.p),
             p_value(verdict.p_holm),
@@ -718,7 +818,7 @@ def _show_robustness(verdicts: Sequence[Verdict]) -> Section:
             signed(panel.estimate_at_chance),
             verdict.fragile or "agrees",
         )
-        for verdict in verdicts
+        for verdict, study in zip(verdicts, studies, strict=True)
         if (panel := verdict.robustness) is not None
     )
     table = Table(
@@ -787,10 +887,10 @@ def _by_comparison(
 def _as_printed(effects: pd.DataFrame) -> pd.DataFrame:
     """Effects as the reader sees them: gradient flow as a ratio, and the words of each line.
 
-    Adds `row`, a name that no other line has, `brief` and `numbers`, the text beside it, and
+    Adds `study`; `row`, a name that no other line has; `brief` and `numbers`, the text beside it, and
     `interval` and `interval90`.
     """
-    several = [name for name in ("dataset", "recipe") if len(effects[name].unique()) > 1]
+    studies = tables.name_studies(effects)
     is_ratio = bool((effects["quantity"] == "gradient").all())
     if is_ratio:
         logs = ["estimate", "low", "high", "low90", "high90", "margin"]
@@ -798,15 +898,16 @@ def _as_printed(effects: pd.DataFrame) -> pd.DataFrame:
     write = theme.ratio if is_ratio else signed
     lines = [
         {
-            "row": " ".join([line["label"], *(line[name] for name in several)]),
+            "row": ", ".join(filter(None, (line["label"], study))),
             "brief": write(line["estimate"]),
             "interval": interval(line["low"], line["high"], write),
             "interval90": interval(line["low90"], line["high90"], write),
         }
-        for line in effects.to_dict("records")
+        for line, study in zip(effects.to_dict("records"), studies, strict=True)
     ]
     words = pd.DataFrame(lines, effects.index, ["row", "brief", "interval", "interval90"])
-    return effects.join(words).assign(numbers=words["brief"] + " " + words["interval"])
+    numbers = words["brief"] + " " + words["interval"]
+    return effects.join(words).assign(numbers=numbers, study=studies)
 
 
 def interval(low: float, high: float, write: Callable[[float], str] = signed) -> str:

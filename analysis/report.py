@@ -17,8 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import resources
@@ -34,11 +36,11 @@ from altair.utils.schemapi import debug_mode
 
 from analysis import tables, theme
 from analysis.calibrate import calibrate, find_design
-from analysis.claims import judge
-from analysis.effects import accuracy_effects, gradient_effects
+from analysis.claims import judge_outcomes
+from analysis.effects import UNITS, find_effects
 from analysis.load import ResultsError, load_results
 from analysis.outcomes import collect_outcomes
-from analysis.page import Figure, Page, Table, build_page
+from analysis.page import Card, Figure, Page, Panel, Table, build_page, with_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +49,15 @@ if TYPE_CHECKING:
     from analysis.claims import Verdict
     from analysis.effects import Effect
     from analysis.load import Results
+    from analysis.outcomes import Outcomes
     from analysis.theme import Mark
+    from harness.records import AnalysisPlan
 
 REPLICATES = 1_000
 """Simulated grids per scenario: enough to tell 5 % from 7 %, in a second or two."""
-FORMATS = ("html", "pdf", "md")
+SIMULATED_TRIALS = 1_000_000
+"""Trials that all grids of a scenario hold at most: a very large design is simulated less often."""
+FORMATS = ("html", "pdf", "md", "png")
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PANEL_WIDTH = {1: 620, 2: 400, 3: 280}
 """Pixels per panel in a figure's file, by the panels in a row; on the page the reader decides."""
@@ -90,8 +96,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--format",
         type=_formats,
         default=("html",),
-        metavar="html,pdf,md",
-        help="what to write beside the tables and figures; pdf needs Chromium or Chrome",
+        metavar=",".join(FORMATS),
+        help="what to write beside the tables and the SVG of every figure: pdf needs Chromium or "
+        "Chrome, png adds every figure as pixels",
     )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument(
@@ -125,11 +132,20 @@ def _default_output(location: str) -> Path:
 
 
 def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
-    results = load_results(options.results, allow_mixed=options.allow_mixed)
-    effects = (*accuracy_effects(results), *gradient_effects(results))
-    verdicts = judge(results)
-    with debug_mode(False):  # the tests draw every chart; checking each against the schema is slow
-        page = build_page(results, effects, verdicts, _calibrate(results))
+    with (
+        # What neither waits for Python nor keeps it waiting: V8, and numpy's long loops.
+        ThreadPoolExecutor(2) as aside,
+        debug_mode(False),  # the tests draw every chart; checking each against the schema is slow
+    ):
+        aside.submit(_script)
+        results = load_results(options.results, allow_mixed=options.allow_mixed)
+        studies = collect_outcomes(results)
+        rates = aside.submit(_calibrate, studies, results.plan)
+        effects = tuple(
+            effect for quantity in UNITS for effect in find_effects(quantity, studies, results.plan)
+        )
+        verdicts = judge_outcomes(studies, results.plan, effects=effects)
+        page = with_calibration(build_page(results, effects, verdicts), rates.result())
     try:
         write_report(
             page,
@@ -137,7 +153,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
             folder,
             command=command,
             formats=options.format,
-            refresh=options.watch,
+            refresh=None if results.is_complete else options.watch,
         )
     except OSError as error:
         raise ResultsError(f"{folder}: the report cannot be written there ({error})") from error
@@ -145,15 +161,17 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
     return page
 
 
-def _calibrate(results: Results) -> list[Rate]:
+def _calibrate(studies: Sequence[Outcomes], plan: AnalysisPlan) -> list[Rate]:
     """How often verdicts err in studies like each of these; the same state, the same numbers."""
     rng = np.random.default_rng(0)
-    designs = [find_design(outcomes, results.plan) for outcomes in collect_outcomes(results)]
+    designs = [(find_design(outcomes, plan), outcomes.planned_PCS.sum()) for outcomes in studies]
     return [
         rate
-        for design in designs
+        for design, trials in designs
         if design is not None
-        for rate in calibrate(design, replicates=REPLICATES, rng=rng)
+        for rate in calibrate(
+            design, replicates=min(REPLICATES, max(100, SIMULATED_TRIALS // int(trials))), rng=rng
+        )
     ]
 
 
@@ -166,7 +184,7 @@ def write_report(
     formats: Sequence[str] = ("html",),
     refresh: float | None = None,
 ) -> None:
-    """Write the page, the tables beside it and every figure as SVG.
+    """Write the page, the tables beside it and every figure as SVG, as PNG too where wanted.
 
     `command` is printed as what wrote the report; `refresh` makes the page renew itself after so
     many seconds.
@@ -177,16 +195,22 @@ def write_report(
     written = datetime.now(UTC)
     verdicts = [card.verdict for card in page.cards]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    looks = _count_looks(folder / "looks.json", page.results, written=written)
-    html = render_page(page, written=written, command=command, looks=looks, refresh=refresh)
-    _write(folder / "index.html", html)
-    _write(folder / "verdicts.json", _verdicts_json(page.results, verdicts, written=written))
-    _write(folder / "effects.csv", tables.tabulate_effects(effects).to_csv(index=False))
-    trials = page.results.trials.drop(columns="test_correct")
-    _write(folder / "trials.csv", trials.to_csv(index=False))
-    for figure in page.figures:
-        svg = vl_convert.vegalite_to_svg(_twin(figure))
-        _write(folder / "figures" / f"{_file_name(figure.name)}.svg", svg)
+    with ThreadPoolExecutor(1) as aside:  # the drawing leaves the interpreter to the rest
+        drawn = [
+            aside.submit(
+                _draw, _twin(figure), folder / "figures" / _file_name(figure.name), formats
+            )
+            for figure in page.figures
+        ]
+        looks = _count_looks(folder / "looks.json", page.results, written=written)
+        html = render_page(page, written=written, command=command, looks=looks, refresh=refresh)
+        _write(folder / "index.html", html)
+        _write(folder / "verdicts.json", _verdicts_json(page.results, verdicts, written=written))
+        _write(folder / "effects.csv", tables.tabulate_effects(effects).to_csv(index=False))
+        trials = page.results.trials.drop(columns="test_correct")
+        _write(folder / "trials.csv", trials.to_csv(index=False))
+    for figure in drawn:
+        figure.result()
     if "md" in formats:
         _write(folder / "report.md", _render_markdown(page, written=written))
     if "pdf" in formats:
@@ -207,19 +231,16 @@ def render_page(
     in the specifications of the charts. The policy lets nothing run but the one script below, and
     no request leave the page.
     """
-    specs = [_page_spec(card.chart) for card in page.cards if card.chart is not None]
+    specs = [_page_spec(card.panel) for card in page.cards if card.panel is not None]
     for figure in page.figures:
-        specs += [_page_spec(panel.chart, legend=not figure.legend) for panel in figure.panels]
-    content = {
-        "config": theme.configure(alt.Chart()).to_dict(validate=False)["config"],
-        "charts": specs,
-    }
+        specs += [_page_spec(panel, legend=not figure.legend) for panel in figure.panels]
+    content = {"config": _config(), "charts": specs}
     script = _script()
     style = _read("page.css") + _dark_style()
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["minus"] = lambda text: re.sub(r"(?<!\w)-(?=\d)", theme.MINUS, text)
+    environment.filters["typeset"] = _typeset
     return environment.from_string(_read("page.html.j2")).render(
         page=page,
         written=written,
@@ -229,7 +250,7 @@ def render_page(
         code=sorted(set(page.results.trials["code_digest"])),
         gradient_meaning=theme.meaning(page.results.plan.gradient_column).rstrip("."),
         provenance=_provenance(page.results),
-        reproduction=_reproduction(page),
+        reproduction=_reproduction(page, allow_mixed="--allow-mixed" in shlex.split(command)),
         chart=_chart_box,
         swatch=_swatch,
         style=style,
@@ -248,17 +269,28 @@ def render_page(
     )
 
 
-def _page_spec(chart: alt.Chart | alt.LayerChart, *, legend: bool = True) -> dict[str, Any]:
+def _typeset(text: str) -> str:
+    """True minus signs, and no line that ends between a number and what belongs to it."""
+    text = re.sub(r"(?<!\w)-(?=\d)", theme.MINUS, text)
+    return re.sub(r"\bp ([=<]) (?=\d)|(?<=\d) (?=%)", lambda gap: gap[0].replace(" ", "\xa0"), text)
+
+
+def _page_spec(panel: Panel, *, legend: bool = True) -> dict[str, Any]:
     """The chart as the page draws it: as wide as its box; `legend` where the page has none."""
-    spec = theme.configure(chart).to_dict(validate=False)
-    del spec["config"]  # the same for all, once on the page
-    if not legend:
-        spec["config"] = {"legend": {"disable": True}}
-    spec.pop("$schema")
-    spec["datasets"] = {name: _columns(rows) for name, rows in spec["datasets"].items()}
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    spec["padding"] = {"left": 2, "top": 4, "bottom": 2, "right": 4}
-    return spec
+    view = {name: part for name, part in panel.spec.items() if name not in {"$schema", "config"}}
+    return {
+        **view,
+        **({} if legend else {"config": {"legend": {"disable": True}}}),
+        "datasets": {name: _columns(rows) for name, rows in panel.spec["datasets"].items()},
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "padding": {"left": 2, "top": 4, "bottom": 2, "right": 4},
+    }
+
+
+@functools.cache
+def _config() -> dict[str, Any]:
+    """The look that all charts share, once on the page."""
+    return theme.configure(alt.Chart()).to_dict(validate=False)["config"]
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -282,15 +314,31 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _twin(figure: Figure) -> dict[str, Any]:
     """The figure as one picture of fixed width."""
+    outside = {"$schema", "config", "datasets"}
     width = PANEL_WIDTH[figure.columns]
-    panels = [
-        panel.chart.properties(width=width, title=panel.title or figure.title)
+    views = [
+        {name: part for name, part in panel.spec.items() if name not in outside}
+        | {"width": width, "title": panel.title or figure.title}
         for panel in figure.panels
     ]
-    chart = alt.concat(*panels, columns=figure.columns).resolve_scale(
-        color="independent", shape="independent"
-    )
-    return theme.configure(chart).properties(background=theme.PAPER).to_dict(validate=False)
+    return {
+        "$schema": alt.SCHEMA_URL,
+        "config": _config(),
+        "background": theme.PAPER,
+        "datasets": {
+            name: rows for panel in figure.panels for name, rows in panel.spec["datasets"].items()
+        },
+        "concat": views,
+        "columns": figure.columns,
+        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
+    }
+
+
+def _draw(spec: dict[str, Any], path: Path, formats: Sequence[str]) -> None:
+    """One figure as files of its own."""
+    _write(path.with_name(f"{path.name}.svg"), vl_convert.vegalite_to_svg(spec))
+    if "png" in formats:
+        path.with_name(f"{path.name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
 
 
 @functools.cache
@@ -357,17 +405,18 @@ def _provenance(results: Results) -> Table:
     )
 
 
-def _reproduction(page: Page) -> Table:
+def _reproduction(page: Page, *, allow_mixed: bool) -> Table:
     """What to type for the effect that decided each claim, every number of it."""
     rows = []
     for index, card in enumerate(page.cards):
-        location = json.dumps(page.results.location)
+        arguments = json.dumps(page.results.location) + ", allow_mixed=True" * allow_mixed
         source = (
             "from analysis import claims, load; "
-            f"print(claims.judge(load.load_results({location}))[{index}].headline)"
+            f"print(claims.judge(load.load_results({arguments}))[{index}].headline)"
         )
         if card.verdict.headline is not None:
-            rows.append((card.verdict.claim, shlex.join(["python", "-c", source])))
+            claim = ", ".join(filter(None, (card.verdict.claim, card.study)))
+            rows.append((claim, shlex.join(["python", "-c", source])))
     return Table(("claim", "command"), tuple(rows), words=2)
 
 
@@ -433,17 +482,19 @@ def _render_markdown(page: Page, *, written: datetime) -> str:
     if not page.results.is_complete:
         lines += ["", f"**INCOMPLETE**: {len(page.results.missing)} trials have no result."]
     lines += [f"\n**Beware**: {plain(warning)}" for warning in page.results.warnings]
-    for card in page.cards:
-        verdict = card.verdict
-        title = f"{verdict.claim} {verdict.word} {verdict.grade}".rstrip()
-        lines += [
-            "",
-            f"## {card.icon} {title}: {plain(verdict.title)}",
-            "",
-            plain(verdict.sentence),
-        ]
-        if verdict.settle:
-            lines += ["", f"To settle it: {plain(verdict.settle)}"]
+    for study, cards in page.studies.items():
+        lines += ["", f"## {plain(study).capitalize()}"] if study else []
+        for card in cards:
+            verdict = card.verdict
+            title = f"{verdict.claim} {verdict.word} ({verdict.grade or card.answer})"
+            lines += [
+                "",
+                f"{'###' if study else '##'} {card.icon} {title}: {plain(verdict.title)}",
+                "",
+                plain(verdict.sentence),
+            ]
+            if verdict.settle:
+                lines += ["", f"To settle it: {plain(verdict.settle)}"]
     for figure in page.figures:
         address = f"figures/{_file_name(figure.name)}.svg"
         lines += ["", f"![{plain(figure.title)}]({address})", "", plain(figure.description)]
@@ -490,14 +541,26 @@ def _print_verdicts(page: Page, folder: Path) -> None:
         )
     for warning in page.results.warnings:
         print(f"beware: {warning}")
-    for card in page.cards:
-        verdict = card.verdict
-        grade = f" ({verdict.grade})" if verdict.grade else ""
-        print(f"\n{card.icon} {verdict.claim} {verdict.word.upper()}{grade}: {verdict.title}")
-        print(f"  {verdict.sentence}")
-        if verdict.settle:
-            print(f"  To settle it: {verdict.settle}")
+    for study, cards in page.studies.items():
+        if study:
+            print(f"\n{study.upper()}")
+        for card in cards:
+            _print_verdict(card)
     print(f"\n{folder / 'index.html'}")
+
+
+def _print_verdict(card: Card) -> None:
+    verdict = card.verdict
+    meaning = verdict.grade or card.answer
+    print(f"\n{card.icon} {verdict.claim} {verdict.word.upper()} ({meaning}): {verdict.title}")
+    texts = [verdict.sentence]
+    if verdict.fragile:
+        texts.append(f"Fragile: {verdict.fragile}")
+    if verdict.settle:
+        texts.append(f"To settle it: {verdict.settle}")
+    width = min(shutil.get_terminal_size().columns, 100)
+    for text in texts:
+        print(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
 
 
 if __name__ == "__main__":

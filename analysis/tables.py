@@ -1,7 +1,8 @@
 """The numbers that charts draw, tables print and files hold: one row per thing to be seen.
 
 A *panel* is what is drawn apart: an architecture, with whatever else tells its cells from those
-of other panels (variant, recipe, data set). Within a panel, cells differ by depth and placement.
+of other panels (variant, recipe, data set). Within a panel, cells differ by depth and arm: a
+placement, or a placement that borrows another's flow.
 
 *Flow* is log10 of the gradient-flow column that the plan names, in dex.
 """
@@ -17,6 +18,7 @@ from scipy import special
 
 from analysis.effects import Effect
 from analysis.multiplicity import benjamini_hochberg
+from analysis.outcomes import name_arm
 from analysis.power import detectable_difference, pairs_needed, sd_upper_bound
 from harness.records import Settings
 
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
 
 _NO_VARIANT = {
     *("dataset", "architecture", "placement", "program", "depth", "seed"),
-    *("stage", "recipe", "lr", "weight_decay"),
+    *("stage", "recipe", "lr", "weight_decay", "flow"),
 }
-FLOW_TIMES = 12
+RECIPES = {"common": "common recipe", "tuned": "tuned recipes", "tuning": "tuning stage"}
+"""What a recipe is called where there are several."""
+FLOW_TIMES = 8
 """Readings that a map of gradient flow shows at most, evenly spread over log time."""
+FLOW_LAYERS = 32
+"""Layers that are shown of one network at most, evenly spread."""
 
 
 def tabulate_effects(effects: Iterable[Effect]) -> pd.DataFrame:
@@ -57,28 +63,50 @@ def tabulate_pairs(effects: Iterable[Effect]) -> pd.DataFrame:
 
 
 def name_variants(trials: pd.DataFrame) -> pd.DataFrame:
-    """Add `variant`: the settings beyond architecture and depth in which cells differ, in words."""
+    """Add `arm`, and `variant`: the settings in which cells of one depth differ, in words.
+
+    What all cells of an architecture and depth share is said nowhere, as in `Cell.label`.
+    """
     names = [field.name for field in fields(Settings) if field.name not in _NO_VARIANT]
-    several = [name for name in names if len(trials[name].unique()) > 1]
+    neighbours = trials.groupby(["dataset", "recipe", "stage", "architecture", "depth"], sort=False)
+    differs = neighbours[names].transform("nunique") > 1
     words = [
-        " ".join(f"{name}={value}" for name, value in row.items())
-        for row in trials[several].to_dict("records")
+        " ".join(f"{name}={row[name]}" for name in names if told[name])
+        for row, told in zip(
+            trials[names].to_dict("records"), differs.to_dict("records"), strict=True
+        )
     ]
-    return trials.assign(variant=pd.Series(words, trials.index, dtype=str))
+    arms = [name_arm(*pair) for pair in zip(trials["placement"], trials["flow"], strict=True)]
+    return trials.assign(
+        arm=pd.Series(arms, trials.index, dtype=str),
+        variant=pd.Series(words, trials.index, dtype=str),
+    )
 
 
 def name_panels(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `panel`: the words that tell one panel from the others."""
-    several = [name for name in ("dataset", "recipe") if len(rows[name].unique()) > 1]
+    studies = name_studies(rows)
     words = [
-        " ".join(str(word) for word in row.values() if word)
-        for row in rows[["architecture", "variant", *several]].to_dict("records")
+        ", ".join(filter(None, (" ".join(filter(None, own)), study)))
+        for *own, study in zip(rows["architecture"], rows["variant"], studies, strict=True)
     ]
     return rows.assign(panel=pd.Series(words, rows.index, dtype=str))
 
 
+def name_studies(rows: pd.DataFrame) -> list[str]:
+    """Of each row the data set and the recipe, in words, as far as there are several of them."""
+    datasets, recipes = (
+        rows[name] if len(rows[name].unique()) > 1 else [""] * len(rows)
+        for name in ("dataset", "recipe")
+    )
+    return [
+        " ".join(filter(None, (dataset, RECIPES.get(recipe, recipe))))
+        for dataset, recipe in zip(datasets, recipes, strict=True)
+    ]
+
+
 def tabulate_trials(results: Results) -> pd.DataFrame:
-    """One row per planned trial: its state, and its test accuracy in percent where it has one.
+    """One row per planned trial: its arm, its state, and in percent its accuracy if it has one.
 
     `state` is 'done', 'diverged', 'failed' (it broke, and no attempt finished) or 'missing'.
     """
@@ -87,6 +115,7 @@ def tabulate_trials(results: Results) -> pd.DataFrame:
     absent = np.where(trials["trial_id"].isin(results.failed["trial_id"]), "failed", "missing")
     trials["state"] = trials["status"].where(trials["status"].notna(), absent)
     trials["percent"] = 100 * trials["test_accuracy"]
+    trials["recipe"] = trials["recipe"].where(trials["stage"] == "study", "tuning")
     return name_panels(name_variants(trials))
 
 
@@ -96,7 +125,7 @@ def tabulate_accuracies(trials: pd.DataFrame) -> pd.DataFrame:
     Units:
         mean and sd in percent.
     """
-    keys = ["panel", "depth", "placement"]
+    keys = ["panel", "depth", "arm"]
     cells = trials.groupby(keys, sort=False).agg(
         planned=("trial_id", "size"),
         trained=("percent", "count"),
@@ -108,19 +137,21 @@ def tabulate_accuracies(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_flow(results: Results, depths: pd.DataFrame) -> pd.DataFrame:
-    """One row per trial, layer and time: the flow of some cells at the times that are shown.
+    """One row per trial, layer and time: the flow of some cells at the places that are shown.
 
     `depths` says which cells: one row per `panel` and `depth`. Readings that are not positive
     and finite have no logarithm and are left out.
     """
     column = results.plan.gradient_column
-    trials = name_panels(name_variants(results.trials)).merge(depths, on=["panel", "depth"])
-    trials = trials[["trial_id", "panel", "depth", "placement", "seed"]]
+    trials = results.trials[results.trials["stage"] == "study"]
+    trials = name_panels(name_variants(trials)).merge(depths, on=["panel", "depth"])
+    trials = trials[["trial_id", "panel", "depth", "arm", "seed"]]
     readings = results.gradients[["trial_id", "step", "epoch", "layer_index", column]]
     parts = []
     for _, members in trials.groupby("panel", sort=False):
         part = readings[readings["trial_id"].isin(members["trial_id"])]
-        part = part[part["step"].isin(_spread(sorted(part["step"].unique())))]
+        part = part[part["step"].isin(_spread_times(sorted(part["step"].unique())))]
+        part = part[part["layer_index"].isin(_spread_layers(sorted(part["layer_index"].unique())))]
         parts.append(part.merge(members, on="trial_id"))
     joined = pd.concat(parts) if parts else readings[:0].merge(trials, on="trial_id")
     values = joined[column].to_numpy(dtype=float)
@@ -130,7 +161,7 @@ def read_flow(results: Results, depths: pd.DataFrame) -> pd.DataFrame:
 
 def tabulate_flow(readings: pd.DataFrame) -> pd.DataFrame:
     """Flow per layer and time: mean over the trials of a cell, with its 95 % interval."""
-    keys = ["panel", "depth", "placement", "step", "epoch", "layer_index"]
+    keys = ["panel", "depth", "arm", "step", "epoch", "layer_index"]
     return _summarize(readings.groupby(keys, sort=True)["flow"])
 
 
@@ -142,15 +173,40 @@ def tabulate_flow_differences(readings: pd.DataFrame, *, arm: str, baseline: str
     """
     keys = ["panel", "depth", "step", "epoch", "layer_index"]
     by_reading = readings.set_index([*keys, "seed"])
-    of_arm = by_reading.loc[by_reading["placement"] == arm, "flow"]
-    of_baseline = by_reading.loc[by_reading["placement"] == baseline, "flow"]
+    of_arm = by_reading.loc[by_reading["arm"] == arm, "flow"]
+    of_baseline = by_reading.loc[by_reading["arm"] == baseline, "flow"]
     table = _summarize((of_arm - of_baseline).dropna().groupby(keys))
     table["p"] = 2 * special.stdtr(table["trials"] - 1, -(table["mean"] / table["se"]).abs())
     by_panel = table.groupby(["panel", "depth"], sort=False)["p"]
     return table.assign(p_bh=by_panel.transform(benjamini_hochberg))
 
 
-def _spread(steps: Sequence[int]) -> set[int]:
+def tabulate_choices(choices: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm that was tuned: the recipe it got, and how well every recipe did.
+
+    Adds `tried`, (rate, decay, score in percent, how many diverged) from the lowest rate up, and
+    keeps of each arm the row of the chosen recipe.
+    """
+    named = name_variants(choices)
+    keys = ["dataset", "architecture", "variant", "depth", "placement"]
+    rows = []
+    for _, recipes in named.groupby(keys, sort=False):
+        ordered = recipes.sort_values(["lr", "weight_decay"])
+        tried = [
+            (row["lr"], row["weight_decay"], 100 * row["validation_accuracy"], row["diverged"])
+            for row in ordered.to_dict("records")
+        ]
+        rows += [{**row, "tried": tried} for row in recipes[recipes["chosen"]].to_dict("records")]
+    return pd.DataFrame(rows, columns=pd.Index([*named.columns, "tried"]))
+
+
+def _spread_layers(layers: Sequence[int]) -> set[int]:
+    """At most FLOW_LAYERS of the layers, the first and the last among them, evenly spread."""
+    places = np.linspace(0, len(layers) - 1, min(len(layers), FLOW_LAYERS))
+    return {layers[int(place)] for place in places.round()}
+
+
+def _spread_times(steps: Sequence[int]) -> set[int]:
     """At most FLOW_TIMES of the steps, the first and the last among them, even over log time."""
     if len(steps) <= FLOW_TIMES:
         return set(steps)

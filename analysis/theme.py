@@ -163,16 +163,18 @@ def ratio(value: float) -> str:
     return f"{value:.2f}" if 0.1 <= value < 100 else f"{value:.2g}"
 
 
-def inline(frame: pd.DataFrame, *columns: str) -> alt.InlineData:
-    """The columns that a chart draws, inside it, to four digits: more than a pixel can show."""
+def inline(frame: pd.DataFrame, *columns: str, digits: int = 4) -> alt.InlineData:
+    """The columns that a chart draws, inside it, to as many digits as a pixel can show and more."""
     records = frame[list(columns)].to_dict("records")
-    rows = [{str(name): _short(value) for name, value in row.items()} for row in records]
-    return alt.InlineData(values=rows)
+    rows = tuple(
+        {str(name): _short(value, digits) for name, value in row.items()} for row in records
+    )
+    return alt.InlineData(values=rows)  # a tuple: Altair copies lists at every step, row by row
 
 
-def _short(value: Any) -> Any:  # noqa: ANN401
+def _short(value: Any, digits: int) -> Any:  # noqa: ANN401
     if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return None if value is pd.NA else value
 
 

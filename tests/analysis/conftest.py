@@ -17,6 +17,7 @@ import pytest
 from harness.records import (
     SCHEMA_VERSION,
     AnalysisPlan,
+    ChoiceRow,
     EpochRow,
     FailureRow,
     GradientRow,
@@ -126,18 +127,36 @@ def write_study(folder: Path, study: Study, *, rng: np.random.Generator) -> tupl
     return trials
 
 
-def write_plan(folder: Path, trials: Sequence[Trial], plan: AnalysisPlan) -> None:
-    """Write plan.parquet and grid.yaml."""
+def write_plan(
+    folder: Path,
+    trials: Sequence[Trial],
+    plan: AnalysisPlan,
+    *,
+    file: str = "plan.parquet",
+    written: datetime = _STARTED,
+    finished_before: int = 0,
+) -> None:
+    """Write plan.parquet, or another plan that the folder has had, and grid.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "grid.yaml").write_text(f"name: {plan.grid}\n", encoding="utf-8")
     columns = {f.name: [getattr(trial, f.name) for trial in trials] for f in fields(Trial)}
     write_table(
-        folder / "plan.parquet",
+        folder / file,
         Trial,
         {**columns, "trial_id": [trial.id for trial in trials]},
-        metadata={"analysis_plan": json.dumps(asdict(plan))},
+        metadata={
+            "analysis_plan": json.dumps(asdict(plan)),
+            "written": written.isoformat(),
+            "finished_before": str(finished_before),
+        },
         extra=[pa.field("trial_id", pa.string(), nullable=False)],
     )
+
+
+def write_choices(folder: Path, rows: Sequence[ChoiceRow]) -> None:
+    """Write choices.parquet."""
+    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(ChoiceRow)}
+    write_table(folder / "choices.parquet", ChoiceRow, columns)
 
 
 def write_trial(folder: Path, row: TrialRow, *, file: str | None = None) -> None:

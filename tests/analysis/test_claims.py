@@ -55,7 +55,7 @@ def test_a_verdict_says_its_numbers(paper):
     numbers = f"+1.00 points [{effect.low:+.2f}, {effect.high:+.2f}] (20 pairs in 4 cells)"
     assert f"Skip-free CNNs: after minus before is {numbers}" in paper["C1"].sentence
     assert "; after minus none is +6.00 points [" in paper["C1"].sentence
-    assert "after minus before is a ratio of 2.00 [" in paper["C2"].sentence
+    assert "gradient flow of after over before is 2.00 [" in paper["C2"].sentence
     assert "within ±0.5 points" in paper["C3"].sentence
     assert "90 %" in paper["C3"].sentence
     assert "within 0.80 to 1.25" in paper["C4"].sentence
@@ -100,7 +100,8 @@ def test_one_seed_is_inconclusive_and_says_why():
 
 def test_divergences_are_named_in_the_reason():
     found = verdicts(make([0.0] * 4, seeds=8, diverges=[("after", 4, 0)]))
-    assert "only after diverged in 1 pairs and only before in 0" in found["C3"].reason
+    assert "only after diverged in 1 pair and only before in 0" in found["C3"].reason
+    assert "; of 32 pairs only after in 1 diverged" in found["C3"].sentence
     assert np.isnan(found["C3"].smallest_margin)
 
 
@@ -180,7 +181,7 @@ def test_an_observed_path_is_graded_and_asks_for_an_intervention():
 def test_an_intervention_is_part_of_the_sentence():
     verdict = verdicts(make(PAPER, flow=PAPER_FLOW, placements=GRAFTED))["C2"]
     assert (verdict.word, verdict.holds) == ("supported", True)
-    assert "before with the flow of after minus before is +1.00 points" in verdict.sentence
+    assert "of before with the flow of after minus before +1.00 points" in verdict.sentence
 
 
 def test_a_borrowed_flow_that_changes_nothing_is_what_the_sentence_quotes():
@@ -189,7 +190,7 @@ def test_a_borrowed_flow_that_changes_nothing_is_what_the_sentence_quotes():
     outcomes.accuracy_PCS[borrowed] = outcomes.accuracy_PCS[before] + np.linspace(-0.1, 0.1, 5)
     verdict = verdicts(outcomes)["C2"]
     assert (verdict.word, verdict.holds) == ("equivalent", False)
-    assert "gradient flow of after over before is a ratio of 2.00" in verdict.sentence
+    assert "gradient flow of after over before is 2.00 [" in verdict.sentence
     assert "accuracy of before with the flow of after minus before is" in verdict.sentence
     assert verdict.headline.quantity == "accuracy"
     assert not verdict.fragile
@@ -295,6 +296,31 @@ def test_the_generator_moves_the_panel_and_no_verdict():
     p = [[v.robustness.p_sign_flip for v in found] for found in (first, again, other)]
     assert p[0] == p[1] != p[2]
     assert [v.word for v in first] == [v.word for v in other]
+
+
+@pytest.mark.parametrize("claim", ["C3", "C4"])
+def test_where_every_pair_diverges_in_one_arm_the_sentence_says_so(claim):
+    diverges = [("after", c, s) for c in range(8) for s in range(5)]
+    sentence = verdicts(make(PAPER, diverges=diverges))[claim].sentence
+    assert "0 pairs in 0 cells, no effect to estimate; of 20 pairs only after in 20 diverged" in (
+        sentence
+    )
+
+
+def test_a_p_value_too_small_to_print_is_bounded(paper):
+    assert "p < 0.0001" in paper["C1"].reason
+    assert "e-" not in paper["C1"].reason
+
+
+def test_guessing_on_an_unknown_data_set_is_not_made_up():
+    diverges = [("before", 0, 0)]
+    known = make(PAPER, diverges=diverges)
+    unknown = replace(known, dataset="x-rays")
+    scored = [
+        verdicts(outcomes)["C1"].robustness.estimate_at_chance for outcomes in (known, unknown)
+    ]
+    assert np.isfinite(scored[0])
+    assert np.isnan(scored[1])
 
 
 def test_every_claim_is_judged_for_every_study():

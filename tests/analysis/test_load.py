@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,15 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from analysis.load import ResultsError, load_results
-from harness.records import AnalysisPlan, TrialRow
-from tests.analysis.conftest import Study, write_failure, write_plan, write_study, write_table
+from harness.records import AnalysisPlan, ChoiceRow, TrialRow
+from tests.analysis.conftest import (
+    Study,
+    write_choices,
+    write_failure,
+    write_plan,
+    write_study,
+    write_table,
+)
 
 SMALL = Study(architectures=("plain",), depths=(8,), seeds=range(3), epochs=2)
 
@@ -170,6 +178,14 @@ def test_compacted_rows_count_once(folder):
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), expected.reset_index(drop=True))
 
 
+def test_arms_on_different_types_of_device_are_said(folder):
+    assert not any("types of device" in text for text in load_results(str(folder)).warnings)
+    rewrite(first(folder), lambda rows: rows.assign(device="Tesla T4"))
+    (warning,) = load_results(str(folder)).warnings
+    assert warning.startswith("In 1 of ")
+    assert "different types of device (EPYC, Tesla T4)" in warning
+
+
 @pytest.mark.parametrize("column", ["code_digest", "device_kind"])
 def test_mixed_origins_are_refused_or_said(folder, column):
     rewrite(first(folder), lambda rows: rows.assign(**{column: "other"}))
@@ -218,6 +234,91 @@ def test_a_plan_of_another_version_is_refused(folder):
     metadata = {**rows.schema.metadata, b"analysis_plan": b'{"grid": "g", "ropes": 3}'}
     pq.write_table(rows.replace_schema_metadata(metadata), path)
     assert "ropes" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gradient_column": "gradnorm"}, "gradient_column is 'gradnorm'; it can be actgrad_total"),
+        ({"gradient_column": "layer"}, "gradient_column is 'layer'"),
+        ({"gradient_layer": "last"}, "gradient_layer is 'last'; it can be first, mean, slope"),
+        ({"gradient_window": "late"}, "gradient_window is 'late'; it can be first-epoch, all"),
+    ],
+)
+def test_a_plan_that_names_what_there_is_not_is_refused(folder, change, said):
+    write_plan(folder, SMALL.trials, replace(SMALL.plan, **change))
+    assert said in refusal(folder)
+
+
+@pytest.mark.parametrize("column", ["update_ratio", "wgrad_norm", "qa_dot"])
+def test_any_number_of_a_reading_can_be_the_one_that_decides(folder, column):
+    write_plan(folder, SMALL.trials, replace(SMALL.plan, gradient_column=column))
+    found = load_results(str(folder)).gradients[column]
+    stored = pq.read_table(folder / "gradients")[column]
+    assert sorted(found) == sorted(stored.to_pylist())
+
+
+def have_plans(folder, *plans):
+    """Give the folder the plans of these changes, each made when so many trials had finished."""
+    for day, (change, finished) in enumerate(plans, start=1):
+        write_plan(
+            folder,
+            SMALL.trials,
+            replace(SMALL.plan, **change),
+            file=f"plans/{day:016x}.parquet",
+            written=datetime(2026, 11, day, 9, tzinfo=UTC),
+            finished_before=finished,
+        )
+
+
+def test_a_margin_changed_in_sight_of_results_is_warned_of(folder):
+    have_plans(folder, ({}, 0), ({"margin_accuracy": 1.0, "looks": 2}, 6))
+    (warning,) = load_results(str(folder)).warnings
+    assert "planned anew on 02 November 2026" in warning
+    assert "when 6 trials had finished" in warning
+    assert "margin_accuracy from 0.5 to 1.0; looks from 1 to 2" in warning
+
+
+def test_every_change_in_sight_of_results_is_told_also_one_taken_back(folder):
+    have_plans(folder, ({}, 0), ({"margin_accuracy": 2.0}, 3), ({"alpha": 0.05}, 9))
+    first, second = load_results(str(folder)).warnings
+    assert "margin_accuracy from 0.5 to 2.0" in first
+    assert "margin_accuracy from 2.0 to 0.5" in second
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        [({}, 0), ({"margin_accuracy": 1.0}, 0)],  # nothing to see yet
+        [({}, 0), ({}, 9)],  # more seeds, the same analysis
+        [({}, 0), ({"grid": "another name"}, 9)],
+        [({"margin_accuracy": 1.0}, 9)],
+    ],
+)
+def test_a_plan_that_changes_no_analysis_is_no_warning(folder, plans):
+    have_plans(folder, *plans)
+    assert load_results(str(folder)).warnings == ()
+
+
+def test_an_earlier_plan_that_is_damaged_is_refused_by_name(folder):
+    have_plans(folder, ({}, 0))
+    path = first(folder, "plans")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert f"plans/{path.name}: damaged" in refusal(folder)
+
+
+def test_what_a_tuning_stage_chose_is_read_and_absent_without_one(folder):
+    assert load_results(str(folder)).choices.empty
+    row = ChoiceRow(
+        **asdict(SMALL.trials[0]),
+        seeds=2,
+        diverged=0,
+        validation_accuracy=0.9,
+        chosen=True,
+        at_edge=True,
+    )
+    write_choices(folder, [row])
+    assert load_results(str(folder)).choices.to_dict("records") == [asdict(row)]
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ import pandas as pd
 import pytest
 
 from analysis import report
+from harness.records import AnalysisPlan, ChoiceRow
 from harness.trials import PROGRAMS
-from tests.analysis.conftest import Study, always, write_study
+from tests.analysis.conftest import Study, always, write_choices, write_plan, write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "</script><script>alert(1)</script>"
@@ -58,6 +61,70 @@ def test_missing_and_failed_trials_are_counted_first_and_named(tmp_path, capsys)
     assert page.index("INCOMPLETE") < page.index("C1")
     assert "CUDA out of memory" in page
     assert "INCOMPLETE: 4 of 60 planned trials" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """The report of a grid with a tuning stage, judged at the common and at the tuned recipes."""
+    folder = tmp_path_factory.mktemp("tuned")
+    common = Study(depths=(8,))
+    better = replace(common, settings={"recipe": "tuned", "lr": 0.2})
+    tuning = [
+        replace(common, seeds=[0], settings={"stage": "tuning", "lr": lr, "epochs": 2})
+        for lr in (0.05, 0.1, 0.2)
+    ]
+    trials = [
+        trial
+        for study in (*tuning, common, better)
+        for trial in write_study(folder, study, rng=np.random.default_rng(0))
+    ]
+    write_plan(folder, trials, AnalysisPlan(grid="tuned"))
+    choices = [
+        ChoiceRow(
+            **asdict(replace(trial, lr=lr)),
+            seeds=1,
+            diverged=int(lr == 0.05),
+            validation_accuracy=0.8 + lr / 2,
+            chosen=lr == 0.2,
+            at_edge=lr != 0.1,
+        )
+        for trial in common.trials
+        if trial.seed == 0
+        for lr in (0.05, 0.1, 0.2)
+    ]
+    write_choices(folder, choices)
+    assert report.main([str(folder)]) == 0
+    return folder / "report"
+
+
+def test_each_recipe_has_its_own_cards_under_its_own_name(tuned):
+    page = (tuned / "index.html").read_text(encoding="utf-8")
+    cards = re.findall(r'<span class="claim">(C\d)|<h2 class="study">([^<]*)', page)
+    claims = [("C1", ""), ("C2", ""), ("C3", ""), ("C4", ""), ("C5", "")]
+    assert cards == [("", "Common recipe"), *claims, ("", "Tuned recipes"), *claims]
+    assert page.count('class="glance"') == 1
+
+
+def test_the_choices_are_told_with_their_scores_and_the_edge_of_the_list(tuned):
+    page = (tuned / "index.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="tuning"') :].partition("</section>")[0]
+    assert "6 of 6 arms do best at the smallest or largest rate tried" in section
+    rows = re.findall(r"<tr><th scope=.row.>(.*?)</tr>", section)
+    assert len(rows) == 6
+    assert re.sub("<[^>]*>", "|", rows[0]) == (
+        "plain-8||before||0.2||0.0005||90.00||▲ edge of the list||"
+        "0.05: 82.5 (1✕); 0.1: 85.0; 0.2: 90.0|"
+    )
+
+
+def test_trials_that_tune_are_in_no_comparison(tuned):
+    page = (tuned / "index.html").read_text(encoding="utf-8")
+    accuracy = page[page.index('id="figure-accuracy"') :].partition("</figure>")[0]
+    assert "tuning" not in accuracy
+    assert {"plain, common recipe", "plain, tuned recipes"} <= set(
+        re.findall("<h4>([^<]*)</h4>", accuracy)
+    )
+    assert 'id="figure-integrity-tuning"' in page
 
 
 def test_the_terminal_says_the_verdicts_in_words_and_where_the_page_is(tmp_path, capsys):
@@ -119,6 +186,73 @@ def test_the_page_of_a_small_study_weighs_little_more_than_vega(complete):
     assert (complete / "index.html").stat().st_size < 1_500_000
 
 
+def test_a_margin_changed_in_sight_of_results_is_said_on_the_first_screen(tmp_path, capsys):
+    study = Study(architectures=("plain",), depths=(8,))
+    for day, margin in enumerate((0.5, 2.0), start=1):
+        write_plan(
+            tmp_path,
+            study.trials,
+            replace(study.plan, margin_accuracy=margin),
+            file=f"plans/{day:016x}.parquet",
+            written=datetime(2026, 11, day, tzinfo=UTC),
+            finished_before=7 * day,
+        )
+    page = report_of(tmp_path, study).read_text(encoding="utf-8")
+    assert page.index("margin_accuracy from 0.5 to 2.0") < page.index("C1")
+    assert "beware: The analysis was planned anew" in capsys.readouterr().out
+
+
+def test_watching_ends_with_the_last_trial_and_stops_renewing_the_page(tmp_path, monkeypatch):
+    study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    last = tmp_path / "trials" / f"{study.trials[-1].id}.parquet"
+    content = last.read_bytes()
+    last.unlink()
+    page = tmp_path / "report" / "index.html"
+    waited = []
+
+    def train_the_last(seconds):
+        waited.append(seconds)
+        assert 'http-equiv="refresh" content="7.0"' in page.read_text(encoding="utf-8")
+        last.write_bytes(content)
+
+    monkeypatch.setattr("analysis.report.time.sleep", train_the_last)
+    assert report.main([str(tmp_path), "--watch", "7"]) == 0
+    assert waited == [7.0]
+    text = page.read_text(encoding="utf-8")
+    assert "INCOMPLETE" not in text
+    assert 'http-equiv="refresh"' not in text
+
+
+def test_figures_are_pixels_too_where_that_is_wanted(tmp_path):
+    study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    assert report.main([str(tmp_path), "--format", "html,png"]) == 0
+    figures = tmp_path / "report" / "figures"
+    drawn = {path.stem for path in figures.glob("*.png")}
+    assert drawn == {path.stem for path in figures.glob("*.svg")} != set()
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.glob("*.png"))
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_prints_to_pdf(tmp_path):
+    study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    assert report.main([str(tmp_path), "--format", "pdf"]) == 0
+    content = (tmp_path / "report" / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert len(content) > 50_000
+
+
+def test_a_pdf_without_a_browser_is_one_message(tmp_path, monkeypatch, capsys):
+    study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    monkeypatch.setattr("analysis.report._BROWSERS", ())
+    assert report.main([str(tmp_path), "--format", "pdf"]) == 2
+    assert "a PDF needs Chromium or Chrome" in capsys.readouterr().err
+
+
 def test_strings_of_the_results_do_not_become_markup(page_of):
     page = page_of("hostile names").read_text(encoding="utf-8")
     assert "alert(1)" in page
@@ -137,7 +271,7 @@ def test_an_unknown_format_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         report.main([str(tmp_path), "--format", "docx"])
     assert caught.value.code == 2
-    assert "'docx' is not one of html, pdf, md" in capsys.readouterr().err
+    assert "'docx' is not one of html, pdf, md, png" in capsys.readouterr().err
 
 
 def test_looks_count_how_often_growing_results_were_judged(tmp_path):

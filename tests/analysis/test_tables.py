@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -42,7 +43,7 @@ def test_every_planned_trial_has_one_state(results):
 
 def test_flow_is_the_mean_of_logs_with_the_interval_of_student(results, readings):
     flow = tables.tabulate_flow(readings)
-    row = flow[(flow["panel"] == "plain") & (flow["placement"] == "after")].iloc[17]
+    row = flow[(flow["panel"] == "plain") & (flow["arm"] == "after")].iloc[17]
     trials = results.trials[
         (results.trials["architecture"] == "plain")
         & (results.trials["placement"] == "after")
@@ -93,9 +94,55 @@ def test_readings_without_a_logarithm_are_left_out(results):
 
 
 def test_a_map_shows_few_times_the_first_and_the_last_among_them():
-    steps = tables._spread(list(range(1000)))
+    steps = tables._spread_times(list(range(1000)))
     assert len(steps) <= tables.FLOW_TIMES
     assert {0, 999} <= steps
+
+
+@pytest.mark.parametrize("count", [1, 8, 32, 56, 110])
+def test_a_map_shows_few_layers_the_first_and_the_last_among_them(count):
+    layers = tables._spread_layers(list(range(count)))
+    assert len(layers) == min(count, tables.FLOW_LAYERS)
+    assert {0, count - 1} <= layers
+
+
+def test_what_all_cells_of_an_architecture_share_is_in_no_label(tmp_path):
+    shared = Study(architectures=("plain",), depths=(8,), settings={"width_factor": 0.5})
+    wide = Study(architectures=("resnet",), depths=(8,))
+    frames = []
+    for name, study in {"shared": shared, "wide": wide}.items():
+        write_study(tmp_path / name, study, rng=np.random.default_rng(0))
+        frames.append(load_results(str(tmp_path / name)).planned)
+    named = tables.name_panels(tables.name_variants(pd.concat(frames, ignore_index=True)))
+    assert set(named["panel"]) == {"plain", "resnet"}
+
+
+def test_what_tells_cells_of_one_depth_apart_is_in_the_label(results):
+    wide = results.planned.assign(width_factor=2.0, trial_id=results.planned["trial_id"] + "w")
+    named = tables.name_variants(pd.concat([results.planned, wide], ignore_index=True))
+    assert set(named["variant"]) == {"width_factor=1.0", "width_factor=2.0"}
+
+
+def test_an_arm_with_borrowed_flow_is_an_arm_of_its_own(results):
+    borrowed = results.planned.assign(flow="before")
+    named = tables.name_variants(pd.concat([results.planned, borrowed], ignore_index=True))
+    assert set(named["arm"]) == {
+        *("before", "after", "none"),
+        *("after with the flow of before", "none with the flow of before"),
+    }
+    assert set(named["variant"]) == {""}
+
+
+def test_recipes_are_told_apart_where_there_are_several(results):
+    tuned = results.planned.assign(recipe="tuned")
+    named = tables.name_panels(
+        tables.name_variants(pd.concat([results.planned, tuned], ignore_index=True))
+    )
+    assert set(named["panel"]) == {
+        f"{architecture}, {recipe}"
+        for architecture in ("plain", "resnet")
+        for recipe in ("common recipe", "tuned recipes")
+    }
 
 
 def test_pairs_are_the_differences_of_the_effects(results):
