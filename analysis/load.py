@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -263,7 +264,10 @@ class _Folder:
             raise
         except (OSError, pa.ArrowException) as error:
             reason = str(error).partition("\n")[0]
-            raise ResultsError(f"{where}: damaged, or not Parquet ({reason})") from error
+            remedy = f"python -m harness.upkeep repair {self.location}"
+            raise ResultsError(
+                f"{where}: damaged, or not Parquet ({reason}); {remedy} sets it aside"
+            ) from error
         for text in repeated:
             for chunk in table[text].chunks:
                 longest = max(map(len, chunk.dictionary.to_pylist()), default=0)
@@ -404,6 +408,9 @@ def _check_trials(found: Mapping[str, pa.Table], location: str) -> pd.DataFrame:
             raise ResultsError(
                 f"{location}/{file}: status {row['status']!r}; known are 'done' and 'diverged'"
             )
+        for column in ("train_accuracy", "validation_accuracy", "test_accuracy"):
+            if not (0 <= row[column] <= 1 or math.isnan(row[column])):
+                raise ResultsError(f"{location}/{file}: {column} is {row[column]}, no share of 1")
     trials = trials.assign(file=files).drop_duplicates(subset=list(trials.columns))
     repeats = trials[trials["trial_id"].duplicated(keep=False)].sort_values("trial_id")
     if not repeats.empty:

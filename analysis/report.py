@@ -90,7 +90,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("results", help="folder or s3://bucket/prefix that harness.run wrote")
     parser.add_argument(
-        "-o", "--output", type=Path, help="folder of the report; default: RESULTS/report"
+        "-o", "--output", type=_folder, help="folder of the report; default: RESULTS/report"
     )
     parser.add_argument(
         "--format",
@@ -104,7 +104,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=float,
+        type=_seconds,
         const=30.0,
         metavar="SECONDS",
         help="write the report anew while trials are missing (default every 30 seconds)",
@@ -115,6 +115,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="compare trials of different training code or precision; the report says so",
     )
     return parser.parse_args(arguments)
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("no folder has an empty name")
+    return Path(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 86,400")
+    return seconds
 
 
 def _formats(text: str) -> tuple[str, ...]:

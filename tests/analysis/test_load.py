@@ -139,6 +139,19 @@ def test_a_foreign_parquet_file_is_refused(folder):
     assert "the harness did not write it" in said
 
 
+def test_an_accuracy_that_is_no_share_is_refused(folder):
+    path = first(folder)
+    rows = pq.read_table(path)
+    at = rows.column_names.index("test_accuracy")
+    pq.write_table(rows.set_column(at, rows.schema.field(at), pa.array([7.5])), path)
+    assert "test_accuracy is 7.5, no share of 1" in refusal(folder)
+
+
+def test_a_damaged_file_comes_with_its_remedy(folder):
+    first(folder).write_bytes(b"PAR1")
+    assert f"python -m harness.upkeep repair {folder} sets it aside" in refusal(folder)
+
+
 def test_another_schema_version_is_refused(folder):
     path = first(folder)
     rows = pq.read_table(path)

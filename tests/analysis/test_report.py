@@ -202,6 +202,22 @@ def test_a_margin_changed_in_sight_of_results_is_said_on_the_first_screen(tmp_pa
     assert "beware: The analysis was planned anew" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--watch", "-1"], "'-1' is not a number of seconds from 1 to 86,400"),
+        (["--watch", "nan"], "'nan' is not a number of seconds from 1 to 86,400"),
+        (["-o", ""], "no folder has an empty name"),
+        (["--format", "doc"], "'doc' is not one of html, pdf, md, png"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_ahead_of_any_reading(options, message, capsys):
+    with pytest.raises(SystemExit) as refused:
+        report.main(["no-such-folder", *options])
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_watching_ends_with_the_last_trial_and_stops_renewing_the_page(tmp_path, monkeypatch):
     study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
     write_study(tmp_path, study, rng=np.random.default_rng(0))
