@@ -11,12 +11,15 @@ one worker meets something it does not expect. The store is asked instead, ahead
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter, defaultdict, deque
@@ -29,14 +32,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
+import yaml
 from ray import cloudpickle, tune
 from ray._private import utils as ray_utils
 from ray._private.state import state as cluster_state  # knows what an autoscaler could add
 from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from harness.costs import count_worthwhile_workers
+from harness.devices import Network, assign_devices, find_type, network_of
 from harness.errors import ClusterError, HarnessError
 from harness.forecast import count_cpus
+from harness.provenance import digest_code
 from harness.records import FailureRow, TrialRows
 from harness.trials import Trial
 
@@ -58,6 +67,12 @@ STARTS = 3
 EXCEPTIONS = 2
 """Exceptions of a trial in one run. Training is deterministic: the second one settles it."""
 
+TIMEOUTS = 2
+"""The same for a trial that does not come to its end: each costs its whole time limit."""
+
+GRACE = 30.0
+"""Seconds after its time limit at which a worker that could not even say so is killed."""
+
 SHORTEST_SHARD = 2.0
 LONGEST_SHARD = 120.0
 """Seconds of estimated work: enough to pay for a Tune trial, little enough to lose."""
@@ -67,6 +82,9 @@ MOST_SHARDS = 1_000
 
 FAILED_STARTS = 5
 """Workers that fail one after the other before they begin: the cluster is at fault, not a trial."""
+
+DEMAND_VALIDITY = 15.0
+"""Seconds for which the number of workers worth having is taken to be the same."""
 
 PATIENCE = 5.0
 """Seconds a cluster has to accept a connection."""
@@ -85,6 +103,12 @@ _ENVIRONMENT = {
 }
 """How Ray and Tune are set, where the user's own environment says nothing."""
 
+BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the cluster file on the head."""
+
+_DEVICE_TYPE = "accelerator_type:"
+"""Ray's prefix of the resource that a node has for its type of GPU."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -96,6 +120,8 @@ class Request:
     cpus_per_trial: float = 1.0
     gpus_per_trial: float | None = None
     max_concurrent: int | None = None
+    wait_for_nodes: int = 0
+    pin_device_type: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +137,7 @@ class Finish:
 class Watcher(Protocol):
     """Is told in the driver what goes on."""
 
+    def note_waiting(self, nodes: int, wanted: int) -> None: ...
     def count_workers(self, workers: int) -> None: ...
     def note_running(self, workers: int) -> None: ...
     def note_finish(self, finish: Finish) -> None: ...
@@ -141,6 +168,7 @@ def train_missing(
     *,
     run: str,
     estimate: Callable[[Trial], float],
+    limit: Callable[[Trial], float],
     watcher: Watcher,
     stop: Event,
     train: TrainPack = train_with_torch,
@@ -152,45 +180,176 @@ def train_missing(
 
     Units:
         estimate: seconds of work in a trial.
+        limit: seconds after which it counts as hanging, and is stopped.
     Raises:
-        ClusterError: Ray does not answer, cannot hold a trial, or cannot start a worker.
+        ClusterError: Ray does not answer, cannot hold a trial, or cannot start a worker; or the
+            training code has changed under it.
         DataError, StoreError: as met by a worker; the other workers are stopped.
     """
+
+    def cut(packs: Sequence[Pack], workers: int) -> Iterator[Sequence[Pack]]:
+        return cut_shards(packs, lambda pack: sum(map(estimate, pack)), workers)
+
     printed = _LogStream()
     with redirect_stdout(printed), redirect_stderr(printed), _connect(request):
+        _wait_for_nodes(request, watcher, stop)
         resources, workers = _place(request)
         watcher.count_workers(workers)
+        pinned = request.pin_device_type
         standing = Standing.read(store, run)
+        suspects: list[Pack] = []
         while not stop.is_set():
-            packs = [pack for pack in _pack(trials) if not standing.is_over(pack)]
+            packs = suspects or [pack for pack in _pack(trials) if not standing.is_over(pack)]
             if not packs:
                 return
+            device_of = _pin_devices(packs, estimate, store, resources, request) if pinned else {}
             shards = [
-                Shard(tuple(part), tuple(standing.attempt(pack) for pack in part))
-                for part in cut_shards(packs, lambda pack: sum(map(estimate, pack)), workers)
+                Shard(
+                    tuple(part),
+                    tuple(standing.attempt(pack) for pack in part),
+                    tuple(sum(map(limit, pack)) for pack in part),
+                    device,
+                )
+                for device, group in _group_by_device(packs, device_of)
+                for part in ([[pack] for pack in group] if suspects else cut(group, workers))
             ]
+            # Side by side, so that no type waits for another's work to be given out.
+            position = {pack[0].id: place for place, pack in enumerate(packs)}
+            shards.sort(key=lambda shard: position[shard.packs[0][0].id])
             _log.info("pass: %d packs in %d shards, %d workers", len(packs), len(shards), workers)
             desk = _Desk(shards, store, run, watcher, stop)
+            alone = replace(request, max_concurrent=1) if suspects else request
+            demand = _Demand(desk, estimate, alone, workers)
             worker_setup = {
                 "shards": [ray.put(shard) for shard in shards],
                 "store": store,
                 "run": run,
                 "on_gpu": resources["GPU"] > 0,
                 "train": train,
+                "code_digest": digest_code(),
                 # Tune takes in some hundred reports a second, whatever the number of workers.
                 "report_every": max(1.0, 0.02 * workers),
             }
-            complaint = _fit(worker_setup, len(shards), resources, request, desk)
+            complaint = _fit(worker_setup, shards, resources, demand, desk)
             desk.raise_if_broken()
             before, standing = standing, Standing.read(store, run)
-            if before == standing and not stop.is_set():
+            suspects = [pack for pack in desk.suspects if not standing.is_over(pack)]
+            if before == standing and not suspects and not stop.is_set():
                 raise ClusterError(f"Ray trained nothing. {complaint}".rstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine that is up; `room` is how many trials of this request it could train at a time."""
+
+    id: str
+    address: str
+    gpus: int
+    offers: str
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroup:
+    """Machines that an autoscaler adds on demand, `most` at a time."""
+
+    name: str
+    most: int
+    resources: Mapping[str, float]
+
+    @property
+    def offers(self) -> str:
+        return _describe(self.resources)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is, and what there could be."""
+
+    nodes: tuple[Node, ...]
+    groups: tuple[NodeGroup, ...]
+    refused: frozenset[str]
+    """Groups of which a machine was asked for lately and did not come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a node's call returned, or in `error` why it did not.
+
+    Units:
+        asked, answered: seconds since 1970 by the clock of this process.
+    """
+
+    value: Any
+    error: str
+    asked: float
+    answered: float
+
+
+@contextmanager
+def survey(request: Request) -> Iterator[Cluster]:
+    """Be connected to the cluster within the block, to ask its nodes.
+
+    Raises:
+        ClusterError: Ray does not answer, or no node, present or to come, could hold a trial.
+    """
+    printed = _LogStream()
+    with redirect_stdout(printed), redirect_stderr(printed), _connect(request):
+        resources, _ = _place(request)
+        yield Cluster(
+            tuple(
+                Node(
+                    id=node["NodeID"],
+                    address=node["NodeManagerAddress"],
+                    gpus=int(node["Resources"].get("GPU", 0)),
+                    offers=_describe(node["Resources"]),
+                    room=_count_room(node["Resources"], resources),
+                )
+                for node in ray.nodes()
+                if node["Alive"]
+            ),
+            tuple(_list_groups(request)),
+            _find_refused_groups(),
+        )
+
+
+def run_on_every_node(
+    function: Callable[..., Any], arguments: Mapping[Node, tuple[Any, ...]], *, patience: float
+) -> dict[Node, Answer]:
+    """Call `function` once on each node, all at the same time, with the arguments for that node.
+
+    It asks for no resources, so that a node at work answers too; within a `survey` only.
+
+    Units:
+        patience: seconds that all calls have together.
+    """
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked: dict[ray.ObjectRef, tuple[Node, float]] = {}
+    for node, values in arguments.items():
+        here = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        asked[remote.options(scheduling_strategy=here).remote(*values)] = node, time.time()
+    answers: dict[Node, Answer] = {}
+    until = time.monotonic() + patience
+    waiting = list(asked)
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            break
+        node, sent = asked[ready[0]]
+        answered = time.time()
+        try:
+            answers[node] = Answer(ray.get(ready[0]), "", sent, answered)
+        except Exception as error:  # noqa: BLE001  the border with Ray: a node may be lost in any way
+            answers[node] = Answer(None, _last_line(error), sent, answered)
+    for reference in waiting:
+        node, sent = asked[reference]
+        ray.cancel(reference, force=True)
+        answers[node] = Answer(None, f"no answer within {patience:.0f} s", sent, time.time())
+    return {node: answers[node] for node in arguments}
 
 
 def find_hopeless(failures: Sequence[FailureRow]) -> frozenset[str]:
     """The trials that the training code as it is now has failed, by exception, often enough."""
-    from harness.provenance import digest_code  # noqa: PLC0415  imports torch; failures are rare
-
     digest = digest_code()
     raised = Counter(
         row.trial_id for row in failures if row.kind == "exception" and row.code_digest == digest
@@ -233,12 +392,60 @@ def _pack(trials: Sequence[Trial]) -> list[Pack]:
     return [tuple(pack) for pack in packs.values()]
 
 
+def _pin_devices(
+    packs: Sequence[Pack],
+    estimate: Callable[[Trial], float],
+    store: Store,
+    resources: Mapping[str, float],
+    request: Request,
+) -> dict[Network, str]:
+    """The type of device for each network, by what has been trained and what the nodes have.
+
+    Raises:
+        ClusterError: no GPU's type is known, or the type that a network began on is gone.
+    """
+    rooms: Counter[str] = Counter()
+    nodes = [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+    nodes += [(dict(group.resources), group.most) for group in _list_groups(request)]
+    for node, count in nodes:
+        for name in node:
+            if name.startswith(_DEVICE_TYPE) and resources["GPU"]:
+                rooms[name.removeprefix(_DEVICE_TYPE)] += count * _count_room(node, resources)
+    rooms = +rooms  # without the types on which nothing fits
+    if not rooms:
+        raise ClusterError("--pin-device-type: no node tells Ray of what type its GPUs are")
+    known = {network_of(row): find_type(row.device, rooms) for row in store.read_trial_rows()}
+    return assign_devices([trial for pack in packs for trial in pack], estimate, rooms, known)
+
+
+def _group_by_device(
+    packs: Sequence[Pack], device_of: Mapping[Network, str]
+) -> Iterator[tuple[str, list[Pack]]]:
+    groups: dict[str, list[Pack]] = defaultdict(list)
+    for pack in packs:
+        groups[device_of.get(network_of(pack[0]), "")].append(pack)
+    yield from groups.items()
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """Packs that travel together, and the number of the start each of them is due in this pass."""
 
     packs: tuple[Pack, ...]
     attempts: tuple[int, ...]
+    limits: tuple[float, ...]
+    """Seconds after which a pack counts as hanging."""
+    device: str = ""
+    """The only type that may train it, as Ray calls it; any, if empty."""
+
+    def place(self, resources: Mapping[str, float]) -> PlacementGroupFactory:
+        """Where a worker that takes it up may be, if it needs these resources."""
+        # A node has one of its type: a crumb of it says no more than that the node is of the type.
+        type_ = {f"{_DEVICE_TYPE}{self.device}": 0.001} if self.device else {}
+        return PlacementGroupFactory([{**resources, **type_}])
+
+    def limit(self, pack: Pack) -> float:
+        return self.limits[self.packs.index(pack)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +490,11 @@ class Standing:
 
     def _is_given_up(self, trial: Trial) -> bool:
         kinds = [row.kind for row in self.failures.get(trial.id, ())]
-        return len(kinds) >= STARTS or kinds.count("exception") >= EXCEPTIONS
+        return (
+            len(kinds) >= STARTS
+            or kinds.count("exception") >= EXCEPTIONS
+            or kinds.count("timeout") >= TIMEOUTS
+        )
 
 
 class Worker(tune.Trainable):
@@ -298,6 +509,7 @@ class Worker(tune.Trainable):
         run: str,
         on_gpu: bool,
         train: TrainPack,
+        code_digest: str,
         report_every: float,
     ) -> None:
         self._shards = shards
@@ -305,6 +517,7 @@ class Worker(tune.Trainable):
         self._run = run
         self._on_gpu = on_gpu
         self._train = train
+        self._code_digest = code_digest
         self._report_every = report_every
         self.reset_config(config)
 
@@ -318,6 +531,7 @@ class Worker(tune.Trainable):
         until = time.monotonic() + self._report_every
         try:
             if self._packs is None:
+                self._check_code()
                 self._packs = deque(Standing.read(self._store, self._run).open_packs(self._shard))
             while self._packs and time.monotonic() < until:
                 finishes += self._train_and_commit(*self._packs.popleft())
@@ -329,9 +543,18 @@ class Worker(tune.Trainable):
             }
         return {"finishes": finishes, "done": not self._packs}
 
+    def _check_code(self) -> None:
+        """On one machine workers read the driver's own files, which may change during a run."""
+        if digest_code() != self._code_digest:
+            raise ClusterError(
+                "the training code has changed on disk since the run began, and a new worker would "
+                "train with it; what is finished is kept. Give the command again to go on"
+            )
+
     def _train_and_commit(self, pack: Pack, attempt: int) -> list[Finish]:
         try:
-            packed = self._train(pack, self._on_gpu, attempt, self._run)
+            with self._limited(pack, attempt):
+                packed = self._train(pack, self._on_gpu, attempt, self._run)
         except HarnessError:
             raise
         except Exception as error:  # the border with Ray: becomes a row, and the shard goes on
@@ -339,19 +562,9 @@ class Worker(tune.Trainable):
             if self._on_gpu and kind == "exception":
                 raise  # the process may have lost its GPU: the driver writes the row, Tune starts anew
             message = traceback.format_exception_only(error)[-1].strip()
-            text = traceback.format_exc()
-            for trial in pack:
-                self._store.write_failure(
-                    _failure(
-                        trial,
-                        attempt,
-                        self._run,
-                        kind=kind,
-                        message=message,
-                        text=text,
-                        host=socket.gethostname(),
-                    )
-                )
+            if kind == "out of memory":
+                message = f"{message} ({_say_size(pack)})"
+            self._write_failures(pack, attempt, kind, message, traceback.format_exc())
             return [Finish(trial.id, "failed", float("nan"), float("nan")) for trial in pack]
         finishes: list[Finish] = []
         for rows in packed:
@@ -359,6 +572,58 @@ class Worker(tune.Trainable):
             row = rows.trial
             finishes.append(Finish(row.trial_id, row.status, row.test_accuracy, row.wall_time))
         return finishes
+
+    @contextmanager
+    def _limited(self, pack: Pack, attempt: int) -> Iterator[None]:
+        """End this process, once a failure row says why, where the block takes too long.
+
+        A thread writes the row. Code that never lets other threads run is ended a little later
+        from outside Python; the driver then knows it by its silence.
+        """
+        limit = self._shard.limit(pack)
+        main_thread = threading.get_ident()
+
+        def give_up() -> None:
+            text = "".join(traceback.format_stack(sys._current_frames()[main_thread]))  # noqa: SLF001
+            try:
+                message = f"no end within {limit:.0f} s"
+                self._write_failures(pack, attempt, "timeout", message, text)
+            finally:
+                os._exit(1)
+
+        watchdog = threading.Timer(limit, give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        faulthandler.dump_traceback_later(limit + min(limit, GRACE), exit=True, file=2)
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+            faulthandler.cancel_dump_traceback_later()
+
+    def _write_failures(self, pack: Pack, attempt: int, kind: str, message: str, text: str) -> None:
+        for trial in pack:
+            self._store.write_failure(
+                _failure(
+                    trial,
+                    attempt,
+                    self._run,
+                    kind=kind,
+                    message=message,
+                    text=text,
+                    host=socket.gethostname(),
+                )
+            )
+
+
+def _say_size(pack: Pack) -> str:
+    """What an out-of-memory error leaves to be guessed: how large the thing was."""
+    trial = pack[0]
+    together = f" of {len(trial.pack)} seeds" if len(trial.pack) > 1 else ""
+    return (
+        f"{trial.architecture}-{trial.depth}{together}, {trial.width_factor:g} times the width, "
+        f"batches of {trial.batch_size}, {trial.precision}"
+    )
 
 
 def _classify(error: BaseException) -> str:
@@ -373,8 +638,6 @@ def _classify(error: BaseException) -> str:
 def _failure(
     trial: Trial, attempt: int, run: str, *, kind: str, message: str, text: str, host: str = ""
 ) -> FailureRow:
-    from harness.provenance import digest_code  # noqa: PLC0415  imports torch; failures are rare
-
     return FailureRow(
         trial_id=trial.id,
         trial=trial.label,
@@ -402,12 +665,27 @@ class _Desk(tune.Callback):
         self._stop = stop
         self._running: set[int] = set()
         self._reported: set[str] = set()
+        self._heard_at: dict[int, float] = {}
+        self._timed_out: set[tuple[str, int]] = set()
         self._failed_starts = 0
         self._broken: HarnessError | None = None
+        self.suspects: list[Pack] = []
+        """Packs in training when Tune gave up the pass: one of them, maybe, made it do so."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its settings, callbacks included, for a restore we never ask for."""
         return {}
+
+    @property
+    def running(self) -> int:
+        """Workers that have begun."""
+        return len(self._running)
+
+    def list_open(self) -> Iterator[Trial]:
+        """The trials of which no end has been reported."""
+        for shard in self._shards:
+            for pack in shard.packs:
+                yield from (trial for trial in pack if trial.id not in self._reported)
 
     @property
     def wants_stop(self) -> bool:
@@ -420,9 +698,13 @@ class _Desk(tune.Callback):
     def on_trial_start(self, *_: object, trial: Shipment, **__: object) -> None:
         self._failed_starts = 0
         self._running.add(trial.config["shard"])
+        self._heard_at[trial.config["shard"]] = time.monotonic()
         self._watcher.note_running(len(self._running))
 
-    def on_trial_result(self, *_: object, result: dict[str, Any], **__: object) -> None:
+    def on_trial_result(
+        self, *_: object, trial: Shipment, result: dict[str, Any], **__: object
+    ) -> None:
+        self._heard_at[trial.config["shard"]] = time.monotonic()
         for finish in result["finishes"]:
             self._report(finish)
         self._broken = self._broken or result.get("broken")
@@ -445,24 +727,37 @@ class _Desk(tune.Callback):
             self._broken = ClusterError(f"workers do not start: {_last_line(error)}")
 
     def note_collapse(self, error: BaseException) -> None:
-        """Tune has given up the pass and ended every worker: each lost the pack it was training."""
+        """Tune has given up the pass and ended every worker, because of one of them.
+
+        Which one is not known. A single worker is the one; several are suspects, to be trained one
+        at a time, so that nobody pays for a neighbour.
+        """
+        if len(self._running) == 1:
+            self._note_loss(next(iter(self._running)), error)
+            return
+        standing = Standing.read(self._store, self._run)
         for shard in sorted(self._running):
-            self._note_loss(shard, error)
+            self._report_settled(shard, standing)
+            self.suspects += [pack for pack, _ in standing.open_packs(self._shards[shard])[:1]]
 
     def _note_loss(self, shard: int, error: BaseException | None) -> None:
         standing = Standing.read(self._store, self._run)
-        for pack in self._shards[shard].packs:  # committed, but the report was lost with the worker
-            for trial in pack:
-                if trial.id in standing.finished:
-                    self._report(Finish(trial.id, "done", float("nan"), float("nan")))
+        self._report_settled(shard, standing)
+        if self._explain_by_timeout(shard, standing):
+            return
         open_packs = standing.open_packs(self._shards[shard])
         if not open_packs:
             return
         pack, attempt = open_packs[0]
+        silence = time.monotonic() - self._heard_at[shard]
+        message = _last_line(error)
         if isinstance(error, RayTaskError):
             kind = "exception"
         elif isinstance(error, OutOfMemoryError):
             kind = "out of memory"
+            message = f"{message} ({_say_size(pack)})"
+        elif silence > self._shards[shard].limit(pack):
+            kind = "timeout"
         else:
             kind = "worker lost"
         _log.warning("%s: %s, start %d: %s", pack[0].label, kind, attempt, error)
@@ -473,13 +768,35 @@ class _Desk(tune.Callback):
                     attempt,
                     self._run,
                     kind=kind,
-                    message=_last_line(error),
+                    message=message,
                     text=str(error),
                 )
             )
-        if Standing.read(self._store, self._run).is_over(pack):
+        self._report_settled(shard, Standing.read(self._store, self._run))
+
+    def _report_settled(self, shard: int, standing: Standing) -> None:
+        """Report what was settled although its report was lost with the worker."""
+        for pack in self._shards[shard].packs:
             for trial in pack:
-                self._report(Finish(trial.id, "failed", float("nan"), float("nan")))
+                if standing.is_over((trial,)):
+                    status = "done" if trial.id in standing.finished else "failed"
+                    self._report(Finish(trial.id, status, float("nan"), float("nan")))
+
+    def _explain_by_timeout(self, shard: int, standing: Standing) -> bool:
+        """Has the worker ended itself, and said which pack it was that did not come to its end?"""
+        due = self._shards[shard]
+        rows = {
+            (row.trial_id, row.attempt)
+            for pack, attempt in zip(due.packs, due.attempts, strict=True)
+            for trial in pack
+            for row in standing.failures.get(trial.id, ())
+            if row.kind == "timeout" and row.attempt >= attempt
+        }
+        news = rows - self._timed_out
+        self._timed_out |= rows
+        for trial_id, _ in news:
+            self._report(Finish(trial_id, "failed", float("nan"), float("nan")))
+        return bool(news)
 
     def _report(self, finish: Finish) -> None:
         if finish.trial_id not in self._reported:
@@ -498,23 +815,56 @@ class _StopWhenWanted(tune.Stopper):
         return self._desk.wants_stop
 
 
+class _Demand(BasicVariantGenerator):
+    """Gives out shards to as many workers as are worth having at the moment.
+
+    What is given out and has no node is what an autoscaler sees: at the start it is asked for all
+    nodes in one step; towards the end for none that would come too late.
+    """
+
+    def __init__(
+        self, desk: _Desk, estimate: Callable[[Trial], float], request: Request, workers: int
+    ) -> None:
+        super().__init__(max_concurrent=request.max_concurrent or 0)
+        self._desk = desk
+        self._estimate = estimate
+        self._workers = workers
+        self._most = request.max_concurrent or MOST_SHARDS
+        # Types of device that do not share their work would each need a count of their own.
+        self._scales = bool(_list_groups(request)) and not request.pin_device_type
+        self._valid_until = 0.0
+
+    def next_trial(self) -> Shipment | None:
+        if self._scales and time.monotonic() >= self._valid_until:
+            self.max_concurrent = count_worthwhile_workers(
+                sum(map(self._estimate, self._desk.list_open())),
+                present=max(self._workers, self._desk.running),
+                most=self._most,
+            )
+            self._valid_until = time.monotonic() + DEMAND_VALIDITY
+        return super().next_trial()
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing: Tune keeps it for a restore we never ask for."""
+        return {}
+
+
 def _fit(
     setup: Mapping[str, Any],
-    shards: int,
+    shards: Sequence[Shard],
     resources: Mapping[str, float],
-    request: Request,
+    demand: _Demand,
     desk: _Desk,
 ) -> str:
     """One pass of Tune over the shards; returns its complaint, if it had one."""
     with tempfile.TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(Worker, **setup), PlacementGroupFactory([dict(resources)])
+                tune.with_parameters(Worker, **setup),
+                lambda config: shards[config["shard"]].place(resources),
             ),
-            param_space={"shard": tune.grid_search(list(range(shards)))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True, max_concurrent_trials=request.max_concurrent
-            ),
+            param_space={"shard": tune.grid_search(list(range(len(shards))))},
+            tune_config=tune.TuneConfig(reuse_actors=True, search_alg=demand),
             run_config=tune.RunConfig(
                 name=f"pass-{time.time_ns()}",
                 storage_path=folder,
@@ -612,6 +962,24 @@ def _knock(address: str) -> None:
         raise ClusterError(f"no Ray at {address}: {error}") from error
 
 
+def _wait_for_nodes(request: Request, watcher: Watcher, stop: Event) -> None:
+    """Return once as many nodes are up as the request wants, or `stop` is set.
+
+    Raises:
+        ClusterError: a Ray of its own will never have more than one.
+    """
+    wanted = request.wait_for_nodes
+    if request.address == "local" and wanted > 1:
+        raise ClusterError(
+            f"--wait-for-nodes {wanted}: a Ray of this run's own has one node; to use a cluster "
+            "give its --address"
+        )
+    while (up := sum(node["Alive"] for node in ray.nodes())) < wanted:
+        watcher.note_waiting(up, wanted)
+        if stop.wait(1.0):
+            return
+
+
 def _place(request: Request) -> tuple[dict[str, float], int]:
     """The resources of one worker, and how many of them there is room for now.
 
@@ -619,25 +987,52 @@ def _place(request: Request) -> tuple[dict[str, float], int]:
         ClusterError: no node, present or to come, could hold one worker.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    config = cluster_state.get_cluster_config()
-    to_come = [dict(group.resources) for group in config.node_group_configs] if config else []
+    to_come = [dict(group.resources) for group in _list_groups(request)]
     gpus = request.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU") for node in nodes + to_come) else 0.0
     resources = {"CPU": request.cpus_per_trial, "GPU": gpus}
-
-    def room(node: Mapping[str, float]) -> int:
-        return min(int(node.get(name, 0) // need) for name, need in resources.items() if need > 0)
-
-    if not any(room(node) for node in nodes + to_come):
+    if not any(_count_room(node, resources) for node in nodes + to_come):
         there = "; ".join(sorted({_describe(node) for node in nodes + to_come}))
         raise ClusterError(
             f"a trial asks for {_describe(resources)}, and no node has as much. "
             f"The largest request a node could fulfil: {there}. "
             "See --cpus-per-trial and --gpus-per-trial"
         )
-    workers = max(1, sum(map(room, nodes)))
+    workers = max(1, sum(_count_room(node, resources) for node in nodes))
     return resources, min(workers, request.max_concurrent or workers)
+
+
+def _count_room(node: Mapping[str, float], resources: Mapping[str, float]) -> int:
+    """How many workers of these resources a node holds."""
+    return min(int(node.get(name, 0) // need) for name, need in resources.items() if need > 0)
+
+
+def _find_refused_groups() -> frozenset[str]:
+    from ray.autoscaler.v2.sdk import get_cluster_status  # noqa: PLC0415  a check only
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return frozenset(launch.ray_node_type_name for launch in status.failed_launches)
+
+
+def _list_groups(request: Request) -> list[NodeGroup]:
+    """The kinds of node that an autoscaler could add; none where there is no autoscaler."""
+    if request.address == "local":
+        return []
+    if told := cluster_state.get_cluster_config():
+        return [
+            NodeGroup(group.name, group.max_count, dict(group.resources))
+            for group in told.node_group_configs
+        ]
+    try:  # the autoscaler of `ray up` tells nobody; here, on its head, is what it was given
+        config = yaml.safe_load(BOOTSTRAP_FILE.expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return [
+        NodeGroup(name, min(node["max_workers"], config["max_workers"]), node["resources"])
+        for name, node in config["available_node_types"].items()
+        if name != config["head_node_type"]
+    ]
 
 
 def _describe(resources: Mapping[str, float]) -> str:

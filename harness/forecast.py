@@ -23,6 +23,12 @@ _VGG_MULTIPLY_ADDS = {11: 153e6, 13: 229e6, 16: 314e6, 19: 399e6}
 SECONDS_PER_LAYER_AND_STEP = 2e-4
 """What a step costs however small its layers are: launching their operations."""
 
+LEAST_LIMIT = 1_200.0
+"""Seconds that any trial may take; and a trial longer than that so many times its own."""
+
+LIMIT_OF_MEASURED = 10
+LIMIT_OF_GUESSED = 50
+
 _READINGS_WITHIN_EPOCHS = 8
 
 
@@ -50,6 +56,16 @@ class Forecast:
             return sum(known) / len(known)
         scale = self._taken / self._guessed if self._guessed else 1.0
         return scale * guess_seconds(trial, self._device)
+
+    def limit(self, trial: Trial) -> float:
+        """Seconds after which the trial counts as hanging, rather than slow.
+
+        Its own cell's slowest sets the measure where there is one, the rough model elsewhere. What
+        a worker does once is inside: to import torch, to fetch a data set.
+        """
+        if known := self._of_cell.get(_cell(trial)):
+            return LEAST_LIMIT + LIMIT_OF_MEASURED * max(known)
+        return LEAST_LIMIT + LIMIT_OF_GUESSED * self.seconds(trial)
 
     @property
     def basis(self) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from harness.errors import ActiveRunError, StoreError
 
 if TYPE_CHECKING:
+    from harness.places import File, Place
     from harness.store import Store
 
 HEARTBEAT = 10.0  # seconds between two signs of life
@@ -79,29 +80,47 @@ class Lease:
 
     def _find_others(self) -> list[str]:
         """The other runs that are alive, in words; what the dead have left is removed."""
-        files = {f"active/{file.name}": file for file in self._place.list_files("active")}
-        now = files[self._path].modified  # by the file server's clock: machines' clocks differ
+        files = self._place.list_files("active")
+        own = self._path.rpartition("/")[2]
+        # By the file server's clock: machines' clocks differ.
+        [now] = [file.modified for file in files if file.name == own]
         others: list[str] = []
-        for path, file in files.items():
-            if path == self._path or file.name.startswith("."):
+        for file in files:
+            if file.name == own or file.name.startswith("."):
                 continue
-            claim = self._read_claim(path)
-            if now - file.modified > STALE_AFTER or _is_dead(claim):
-                self._place.remove(path)
+            if claim := _describe_claim(self._place, file, now):
+                others.append(claim)
             else:
-                name = file.name.removesuffix(".json")
-                others.append(
-                    f"{name} on {claim.get('host')} (process {claim.get('pid')}) "
-                    f"since {claim.get('started')}"
-                )
+                self._place.remove(f"active/{file.name}")
         return others
 
-    def _read_claim(self, path: str) -> dict[str, Any]:
-        try:
-            claim = json.loads(self._place.read(path) or b"{}")
-        except ValueError:
-            return {}
-        return claim if isinstance(claim, dict) else {}
+
+def list_claims(place: Place, *, now: float) -> list[str]:
+    """The runs that are alive, in words; touches nothing.
+
+    Units:
+        now: seconds since 1970.
+    """
+    files = [file for file in place.list_files("active") if not file.name.startswith(".")]
+    return [claim for file in files if (claim := _describe_claim(place, file, now))]
+
+
+def _describe_claim(place: Place, file: File, now: float) -> str | None:
+    """The run that a file of `active/` speaks for, in words; None where it is dead."""
+    claim = _read_claim(place, f"active/{file.name}")
+    if now - file.modified > STALE_AFTER or _is_dead(claim):
+        return None
+    name = file.name.removesuffix(".json")
+    host, pid, started = (claim.get(key) for key in ("host", "pid", "started"))
+    return f"{name} on {host} (process {pid}) since {started}"
+
+
+def _read_claim(place: Place, path: str) -> dict[str, Any]:
+    try:
+        claim = json.loads(place.read(path) or b"{}")
+    except ValueError:
+        return {}
+    return claim if isinstance(claim, dict) else {}
 
 
 def _machine() -> str:

@@ -34,11 +34,15 @@ class Progress:
         self._trials = {trial.id: trial for trial in trials}
         self._forecast = forecast
         self._status: dict[str, str] = {}
+        self._waiting = ""
         self._workers = 0
         self._running = 0
         self._seconds_left = math.inf
         self._priced_at = -math.inf
         self._stopping = False
+
+    def note_waiting(self, nodes: int, wanted: int) -> None:
+        self._waiting = f"waiting for nodes: {nodes} of {wanted} are up"
 
     def count_workers(self, workers: int) -> None:
         self._workers = workers
@@ -70,7 +74,7 @@ class Progress:
         if self._stopping:
             parts.append("stopping (Ctrl-C again: at once)")
         elif not self._workers:
-            parts.append("starting Ray")
+            parts.append(self._waiting or "starting Ray")
         elif not self._running and not self.finished:
             parts.append(f"starting {self._workers} worker{'s' * (self._workers != 1)}")
         else:
@@ -106,6 +110,12 @@ class LineProgress(Progress):
         self._name = name
         self._verbose = verbose
         self._begun = self._said_at = time.monotonic()
+
+    def note_waiting(self, nodes: int, wanted: int) -> None:
+        before = self._waiting
+        super().note_waiting(nodes, wanted)
+        if self._waiting != before:
+            self._say(f"{self._name}: {self.describe()}")
 
     def count_workers(self, workers: int) -> None:
         super().count_workers(workers)

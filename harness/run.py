@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,11 +30,14 @@ from typing import TYPE_CHECKING
 from harness.errors import GridError, HarnessError, StoreError
 from harness.forecast import Forecast, count_cpus, guess_bytes
 from harness.progress import LineProgress, LiveProgress, Progress, say_duration, say_size
-from harness.records import ChoiceRow, FailureRow, Settings, TrialRow
+from harness.provenance import digest_code
+from harness.records import ChoiceRow, Settings, TrialRow
+from harness.tally import Tally
 from harness.trials import Trial
 from harness.tuning import apply_choices, choose, expand_tuning
 
 if TYPE_CHECKING:
+    from harness.fanout import Request
     from harness.grid import Grid
     from harness.store import Store
 
@@ -46,7 +49,11 @@ row: as of full CIFAR-10 recipes; more where the test part has a few hundred ima
 NAMED_FAILURES = 10
 """Failures that the end of a run spells out; the rest is counted."""
 
+CLUSTER_FILE = Path("cluster.yaml")
+"""Whose machines a plan is priced for, where the current folder has it."""
+
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+NOT_READY = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +79,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m harness.run",
         description="Train what a grid lacks and keep it as Parquet. Running it again goes on "
         "where it stopped, and does nothing when all is done.",
-        epilog="Exit codes: 0 all done, 1 some trials failed or are missing, 2 the grid, a data set "
+        epilog="Exit codes: 0 all done, 1 some trials failed or are missing or a node is not ready, 2 the grid, a data set "
         "or the cluster cannot be used, 3 the results folder cannot be used, 130 interrupted.",
     )
     add = parser.add_argument
@@ -81,7 +88,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--dry-run",
         action="store_true",
-        help="print the plan: trials, time, disk, what the seeds can detect; touches nothing",
+        help="print the plan: trials, time, disk, money, what the seeds can detect; touches nothing",
+    )
+    add(
+        "--price",
+        metavar="MACHINE=USD",
+        type=_price,
+        action="append",
+        default=[],
+        help="what an hour costs in the plan, by node type of ./cluster.yaml or instance type: spot=0.30",
+    )
+    add(
+        "--check-cluster",
+        action="store_true",
+        help="ask every node that is up: versions, code, devices, storage, data, clock; trains "
+        "nothing, exits with 1 if something is off",
     )
     add(
         "--results",
@@ -105,6 +126,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "therefore be left alone (trials lost with a worker, or for lack of memory, always are)",
     )
     add(
+        "--repair",
+        action="store_true",
+        help="set damaged and foreign files of the results aside and train their trials again",
+    )
+    add(
+        "--accept-other-code",
+        action="store_true",
+        help="go on although finished trials come from another version of the training code",
+    )
+    add(
         "--address",
         default="local",
         help="the Ray cluster: auto where this runs on it, or host:port (default: a Ray of its own)",
@@ -112,7 +143,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "--cpus-per-trial",
         metavar="X",
-        type=_cpus,
+        type=_amount,
         help="default: the trials' setting `threads`",
     )
     add(
@@ -120,6 +151,25 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="X",
         type=_gpus,
         help="a share as 0.25 puts 4 trials on a GPU; 0 trains on CPUs (default: 1 if there are any)",
+    )
+    add(
+        "--pin-device-type",
+        action="store_true",
+        help="train all arms of a network on one type of GPU, where the cluster has several",
+    )
+    add(
+        "--wait-for-nodes",
+        metavar="N",
+        type=_count,
+        default=1,
+        help="begin once N nodes of the cluster are up; those that come later are used as well",
+    )
+    add(
+        "--trial-timeout",
+        metavar="SECONDS",
+        type=_amount,
+        help="stop a trial that takes longer, and try it once more (default: 20 minutes, and 10 "
+        "times what its cell has taken so far, or 50 times what the size of its network suggests)",
     )
     add("--max-concurrent", metavar="N", type=_count, help="trains at most N at a time")
     add(
@@ -134,19 +184,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    if not text.isascii() or not text.isdecimal() or (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return value
 
 
-def _cpus(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+def _price(text: str) -> tuple[str, float]:
+    machine, _, price = text.rpartition("=")
+    if not machine or not 0 <= float(price) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: write it as spot=0.30, in US dollars an hour")
+    return machine, float(price)
+
+
+def _amount(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def _gpus(text: str) -> float:
-    return 0.0 if float(text) == 0 else _cpus(text)
+    return 0.0 if text == "0" else _amount(text)
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
@@ -156,16 +214,23 @@ def _run(options: argparse.Namespace, command: str) -> int:
     grid = load_grid(options.grid, options.overrides, options.seeds)
     location = options.results or f"results/{grid.name}"
     store = Store(location)
+    _mend_or_refuse(store, options)
     outlook = Outlook.of(grid, store, options)
     if options.dry_run:
         print(describe_plan(grid, outlook, options, location))
         return DONE
+    if options.check_cluster:
+        from harness.preflight import check_cluster  # noqa: PLC0415  Ray: only now
+
+        report = check_cluster(outlook.asked, store, _request(outlook.asked, options))
+        print(report)
+        return DONE if report.is_well else NOT_READY
     begun = time.monotonic()
     stop = Event()
     outlook, tried = _train_rounds(grid, outlook, store, stop, options)
     tally = outlook.tally
     failed = [trial for trial in outlook.asked if trial.id in tally.failures]
-    for line in tally.name_failures(failed):
+    for line in name_failures(tally, failed):
         print(line, file=sys.stderr)
     if not options.quiet:
         took = f"in {say_duration(time.monotonic() - begun)}" if tried else "nothing to train"
@@ -188,17 +253,85 @@ def _train_rounds(
 ) -> tuple[Outlook, list[Trial]]:
     """Train what is missing, and then what the tuning stage has added; what was tried, too."""
     tried: list[Trial] = []
-    while True:
-        store.write_plan(grid.plan, outlook.tally.trials, grid.source)
-        store.write_choices(outlook.choices)
-        if not outlook.missing:
-            return outlook, tried
-        tried += outlook.missing
-        _train(grid, outlook, store, stop, options)
-        planned = len(outlook.tally.trials)
-        outlook = Outlook.of(grid, store, options)
-        if stop.is_set() or options.limit or len(outlook.tally.trials) == planned:
-            return outlook, tried
+    if not outlook.missing and _is_planned(grid, outlook, store):
+        return outlook, tried
+    if outlook.missing and not options.accept_other_code:
+        refuse_other_code(outlook.tally, store.location)
+    if not options.quiet and (plan := store.read_plan()):
+        planned = {trial.id for trial in outlook.tally.trials}
+        if not any(trial.id in planned for trial in plan.trials):
+            print(
+                f"{store.location} was last used for another grid, {plan.analysis.grid!r}, that "
+                "shares no trial with this one; its rows stay, and reports will be of this grid",
+                file=sys.stderr,
+            )
+    from harness.lease import Lease  # noqa: PLC0415  only a run that writes needs one
+
+    run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    with Lease(store, run, join=options.join):
+        while True:
+            store.write_plan(grid.plan, outlook.tally.trials, grid.source)
+            store.write_choices(outlook.choices)
+            if not outlook.missing:
+                return outlook, tried
+            tried += outlook.missing
+            _train(grid, outlook, store, run, stop, options)
+            planned = len(outlook.tally.trials)
+            outlook = Outlook.of(grid, store, options)
+            if stop.is_set() or options.limit or len(outlook.tally.trials) == planned:
+                return outlook, tried
+
+
+def _is_planned(grid: Grid, outlook: Outlook, store: Store) -> bool:
+    """Does the folder say already what would be written: this plan, these choices?"""
+    plan = store.read_plan()
+    return (
+        plan is not None
+        and (plan.analysis, plan.trials, plan.source)
+        == (grid.plan, outlook.tally.trials, grid.source)
+        and store.read_choices() == list(outlook.choices)
+    )
+
+
+def _mend_or_refuse(store: Store, options: argparse.Namespace) -> None:
+    """See that every file of the folder is whole: set aside what is not, where that was asked for.
+
+    Raises:
+        StoreError: a file is damaged or foreign, and nobody asked for its repair.
+    """
+    if options.dry_run or options.check_cluster:
+        return  # they change nothing, and a look at every file takes a while
+    if options.repair:
+        from harness.upkeep import repair  # noqa: PLC0415  pyarrow
+
+        for line in repair(store, join=options.join):
+            print(line, file=sys.stderr)
+    elif damage := store.find_damage():
+        named = [f"  {error.path}: {error.reason}" for error in damage[:NAMED_FAILURES]]
+        if len(damage) > NAMED_FAILURES:
+            named.append(f"  and {len(damage) - NAMED_FAILURES} more")
+        what = f"{store.location}: {len(damage)} damaged or foreign files; nothing was changed"
+        mend = "To set them aside below damaged/ and train their trials again, add --repair"
+        raise StoreError("\n".join([what, *named, mend]))
+
+
+def refuse_other_code(tally: Tally, location: str) -> None:
+    """Stop ahead of mixing trials of two versions of the training code in one comparison.
+
+    Raises:
+        StoreError: finished trials of this plan come from other training code than this.
+    """
+    here = digest_code()
+    others = [row for row in tally.rows.values() if row.code_digest != here]
+    if others:
+        last = max(others, key=lambda row: row.finished)
+        commit = f" of commit {last.commit[:12]}" if last.commit else ""
+        raise StoreError(
+            f"{location}: {len(others)} finished trials of this plan come from other training code "
+            f"(digest {last.code_digest}{commit}) than this (digest {here}), and going on would "
+            "compare trials of both. Go back to that code, train in another folder with --results, "
+            "or, where the change cannot alter a number, go on with --accept-other-code"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +356,7 @@ class Outlook:
             trials = (*expand_tuning(grid.trials, grid.tuning), *grid.trials, *tuned)
         tally = Tally.of(trials, rows, store.read_failures())
         asked = select(trials, options.only)
-        hopeless = frozenset() if options.retry_failed else tally.find_hopeless()
+        hopeless = frozenset() if options.retry_failed else find_hopeless(tally)
         missing = [t for t in asked if t.id not in tally.rows and t.id not in hopeless]
         forecast = Forecast()
         for trial in trials:
@@ -233,12 +366,9 @@ class Outlook:
 
 
 def _train(
-    grid: Grid, outlook: Outlook, store: Store, stop: Event, options: argparse.Namespace
+    grid: Grid, outlook: Outlook, store: Store, run: str, stop: Event, options: argparse.Namespace
 ) -> None:
     missing, forecast = outlook.missing, outlook.forecast
-    from harness.lease import Lease  # noqa: PLC0415  only a run that trains needs one
-
-    run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if options.quiet:
         progress = Progress(missing, forecast)
     elif sys.stderr.isatty():
@@ -246,7 +376,6 @@ def _train(
     else:
         progress = LineProgress(missing, forecast, sys.stderr, grid.name, verbose=options.verbose)
     with (
-        Lease(store, run, join=options.join),
         _log_into(store.location, run),
         _stop_on_signals(stop, progress),
         progress.shown(),
@@ -254,21 +383,31 @@ def _train(
         store.sweep()
         from harness import fanout  # noqa: PLC0415  Ray: only now
 
-        request = fanout.Request(
-            address=options.address,
-            cpus_per_trial=options.cpus_per_trial or max(trial.threads for trial in missing),
-            gpus_per_trial=options.gpus_per_trial,
-            max_concurrent=options.max_concurrent,
-        )
         fanout.train_missing(
             missing,
             store,
-            request,
+            _request(missing, options),
             run=run,
             estimate=forecast.seconds,
+            limit=forecast.limit
+            if options.trial_timeout is None
+            else lambda _: options.trial_timeout,
             watcher=progress,
             stop=stop,
         )
+
+
+def _request(trials: Sequence[Trial], options: argparse.Namespace) -> Request:
+    from harness.fanout import Request  # noqa: PLC0415  Ray: only now
+
+    return Request(
+        address=options.address,
+        cpus_per_trial=options.cpus_per_trial or max(trial.threads for trial in trials),
+        gpus_per_trial=options.gpus_per_trial,
+        max_concurrent=options.max_concurrent,
+        wait_for_nodes=options.wait_for_nodes,
+        pin_device_type=options.pin_device_type,
+    )
 
 
 def select(trials: Sequence[Trial], conditions: Sequence[str]) -> list[Trial]:
@@ -318,62 +457,22 @@ def _closest(word: str, words: Sequence[str]) -> list[str]:
     return difflib.get_close_matches(word, words, n=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What has become of the planned trials, by the store: finished, failed, or neither."""
+def find_hopeless(tally: Tally) -> frozenset[str]:
+    """The trials that would only fail again, as long as the code stays as it is."""
+    if not tally.failures:
+        return frozenset()
+    from harness import fanout  # noqa: PLC0415  Ray: failures are rare
 
-    trials: tuple[Trial, ...]
-    rows: dict[str, TrialRow]
-    failures: dict[str, list[FailureRow]]
-    """By trial, of those that have no row."""
-    strangers: int
-    """Finished trials in the folder that are not planned."""
+    return fanout.find_hopeless([row for rows in tally.failures.values() for row in rows])
 
-    @classmethod
-    def of(
-        cls, trials: Sequence[Trial], rows: Iterable[TrialRow], failed: Iterable[FailureRow]
-    ) -> Tally:
-        planned = {trial.id for trial in trials}
-        found = {row.trial_id: row for row in rows}
-        finished = {trial_id: row for trial_id, row in found.items() if trial_id in planned}
-        failures: dict[str, list[FailureRow]] = defaultdict(list)
-        for row in failed:
-            if row.trial_id in planned and row.trial_id not in finished:
-                failures[row.trial_id].append(row)
-        return cls(tuple(trials), finished, dict(failures), len(found) - len(finished))
 
-    def find_hopeless(self) -> frozenset[str]:
-        """The trials that would only fail again, as long as the code stays as it is."""
-        if not self.failures:
-            return frozenset()
-        from harness.fanout import find_hopeless  # noqa: PLC0415  Ray: failures are rare
-
-        return find_hopeless([row for rows in self.failures.values() for row in rows])
-
-    def is_open(self, trial: Trial) -> bool:
-        """Has neither a row nor a failure come of it?"""
-        return trial.id not in self.rows and trial.id not in self.failures
-
-    def account(self) -> str:
-        """'90 trials = 88 done + 1 diverged + 1 failed + 0 missing'."""
-        statuses = Counter(row.status for row in self.rows.values())
-        parts = [f"{statuses['done']} done"]
-        if statuses["diverged"]:
-            parts.append(f"{statuses['diverged']} diverged")
-        if self.failures:
-            parts.append(f"{len(self.failures)} failed")
-        missing = len(self.trials) - len(self.rows) - len(self.failures)
-        if missing:
-            parts.append(f"{missing} missing")
-        return f"{len(self.trials)} trials = {' + '.join(parts)}"
-
-    def name_failures(self, failed: Sequence[Trial]) -> Iterator[str]:
-        """A line for each trial that failed, with the last thing that happened to it."""
-        for trial in failed[:NAMED_FAILURES]:
-            last = self.failures[trial.id][-1]
-            yield f"failed: {trial.label}: {last.kind} (start {last.attempt}): {last.message}"
-        if len(failed) > NAMED_FAILURES:
-            yield f"failed: {len(failed) - NAMED_FAILURES} more"
+def name_failures(tally: Tally, failed: Sequence[Trial]) -> Iterator[str]:
+    """A line for each trial that failed, with the last thing that happened to it."""
+    for trial in failed[:NAMED_FAILURES]:
+        last = tally.failures[trial.id][-1]
+        yield f"failed: {trial.label}: {last.kind} (start {last.attempt}): {last.message}"
+    if len(failed) > NAMED_FAILURES:
+        yield f"failed: {len(failed) - NAMED_FAILURES} more"
 
 
 def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, location: str) -> str:
@@ -412,8 +511,25 @@ def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, loc
             f"CPU worker{'s' * (workers != 1)}, {forecast.basis}"
         )
         lines.append(f"disk       roughly {say_size(sum(map(guess_bytes, missing)))}")
+        if CLUSTER_FILE.exists():
+            lines += [f"rented     {text}" for text in describe_rent(outlook, options)]
     lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), seeds[0])]
     return "\n".join(lines)
+
+
+def describe_rent(outlook: Outlook, options: argparse.Namespace) -> Iterator[str]:
+    """Hours and money on the machines of `CLUSTER_FILE`."""
+    from harness.costs import describe_costs  # noqa: PLC0415  only for a plan
+
+    tally = outlook.tally
+    return describe_costs(
+        CLUSTER_FILE,
+        outlook.missing,
+        ((trial, tally.rows[trial.id]) for trial in tally.trials if trial.id in tally.rows),
+        cpus=options.cpus_per_trial or max(trial.threads for trial in outlook.missing),
+        gpus=options.gpus_per_trial,
+        prices=dict(options.price),
+    )
 
 
 def describe_power(grid: Grid, rows: Iterable[TrialRow], seeds: int) -> Iterator[str]:

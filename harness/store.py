@@ -231,6 +231,20 @@ class Store:
             rows |= {row.trial_id: row for row in to_rows(table, TrialRow)}
         return [rows[trial_id] for trial_id in sorted(rows)]
 
+    def read_whole(self) -> tuple[list[TrialRow], list[FailureRow], list[DamagedFileError]]:
+        """Trials, failures, and the files of either that are damaged: for whoever only looks on."""
+        rows: dict[str, TrialRow] = {}
+        failures: list[FailureRow] = []
+        damage: list[DamagedFileError] = []
+        for path in sorted(self.list_paths("trials"), key=lambda path: _is_part(_stem(path))):
+            with _collecting(damage):
+                table = self._read(TrialRow, path)
+                rows |= {row.trial_id: row for row in to_rows(table, TrialRow)}
+        for path in self.list_paths("failures"):
+            with _collecting(damage):
+                failures += to_rows(self._read(FailureRow, path), FailureRow)
+        return list(rows.values()), sorted(failures, key=lambda row: row.failed_at), damage
+
     def read_tables(self, stem: str) -> dict[str, pa.Table]:
         """All tables of one stem, checked against each other."""
         trials = self._read(TrialRow, f"trials/{stem}.parquet")
@@ -392,12 +406,20 @@ def _companions(path: str) -> list[str]:
     return [f"{table}/{name}" for table in reversed([*TABLES])] if folder in TABLES else [path]
 
 
+@contextmanager
+def _collecting(damage: list[DamagedFileError]) -> Iterator[None]:
+    try:
+        yield
+    except DamagedFileError as error:
+        damage.append(error)
+
+
 def _failures_of(read: Callable[[str], object], names: Iterable[str]) -> Iterator[DamagedFileError]:
     for name in names:
-        try:
+        found: list[DamagedFileError] = []
+        with _collecting(found):
             read(name)
-        except DamagedFileError as error:
-            yield error
+        yield from found
 
 
 def _encodable(text: str) -> str:

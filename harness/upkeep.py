@@ -92,6 +92,22 @@ def merge(sources: Sequence[Store], target: Store) -> Merged:
     return Merged(len(done), sum(len(found) > 1 for found in copies.values()))
 
 
+def repair(store: Store, *, join: bool = False) -> list[str]:
+    """Set aside what is damaged or foreign, so that it is trained again; what was done, in lines.
+
+    Raises:
+        ActiveRunError: a run is going on in the folder, and `join` is false.
+        StoreError: the place refuses.
+    """
+    with _hold(store, "repair", join=join):
+        damage = store.find_damage()
+        moved = store.set_aside(damage)
+    return [
+        *(f"{error.path}: {error.reason}" for error in damage),
+        f"{store.location}: {len(moved) or 'no'} files set aside below damaged/",
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code.
 
@@ -141,13 +157,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _repair(options: argparse.Namespace) -> int:
-    store = _open(options.results)
-    with _hold(store, "repair"):
-        damage = store.find_damage()
-        moved = store.set_aside(damage)
-    for error in damage:
-        print(f"{error.path}: {error.reason}")
-    print(f"{options.results}: {len(moved) or 'no'} files set aside below damaged/")
+    for line in repair(_open(options.results)):
+        print(line)
     return 0
 
 
@@ -185,8 +196,8 @@ def _open(location: str) -> Store:
     return store
 
 
-def _hold(store: Store, command: str) -> AbstractContextManager[object]:
-    return Lease(store, f"{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+def _hold(store: Store, command: str, *, join: bool = False) -> AbstractContextManager[object]:
+    return Lease(store, f"{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}", join=join)
 
 
 def _drop_covered(store: Store) -> None:

@@ -73,6 +73,7 @@ def _run_harness(size: int, folder: Path) -> float:
         Request(),
         run="benchmark",
         estimate=lambda _: 0.001,
+        limit=forecast.limit,
         watcher=Progress(trials, forecast),
         stop=threading.Event(),
         train=_train_nothing,

@@ -33,6 +33,13 @@ ray.get([hold.remote(float(sys.argv[2])) for _ in range(int(sys.argv[1]))])
 """
 
 
+SMALL_GRID = """
+seeds: 3
+defaults: {dataset: digits, epochs: 2, warmup_epochs: 1, augmentation: none}
+grid:
+  - {architecture: [plain, resnet], placement: [before, after], depth: 8}
+"""
+
 ON_DEMAND = (
     'python -c \'import ray; ray.init("auto"); '
     'ray.get(ray.remote(resources={"on-demand": 1})(lambda: None).remote())\''
@@ -110,6 +117,12 @@ def ask(address: str, token: str = "") -> int:
 
 def workers(cloud: Cloud) -> list[dict]:
     return cloud.instances(ray_node_type="worker")
+
+
+def every_instance(cloud: Cloud) -> list[dict]:
+    """Those too that run no more."""
+    reservations = cloud.ec2.describe_instances()["Reservations"]
+    return [instance for one in reservations for instance in one["Instances"]]
 
 
 def at_work(laptop: Laptop, gpus: int) -> bool:
@@ -217,6 +230,27 @@ def test_every_instance_is_locked_tagged_and_its_disk_encrypted(cloud):
         assert worker["IamInstanceProfile"]["Arn"].endswith(":instance-profile/bn-order-worker")
 
 
+def test_every_node_is_ready_to_train_on_its_cpus_and_none_on_gpus_it_has_not(cloud, stack, laptop):
+    check = "python -m harness.run grids/quickstart.yaml --address auto --check-cluster"
+    results = f"--results {stack['Results']}/checked"
+    well = laptop.ray("exec", f"cd bn-order && {check} --gpus-per-trial 0 {results}")
+    addresses = [instance["PrivateIpAddress"] for instance in cloud.instances()]
+    assert len(addresses) == 3
+    for address in addresses:
+        assert re.search(
+            rf"^{re.escape(address)} .* ok, [\d.]+ s .* [+-]\d\.\d\d s", well, re.MULTILINE
+        )
+    assert "(!)" not in well
+    assert "to come, unchecked until then: up to 8 of spot, 4 CPUs and 1 GPU" in well
+    # the cards exist on paper only
+    off = laptop.ray("exec", f"cd bn-order && {check} {results}", check=False)
+    assert off.count("Ray counts 1 GPUs, torch finds 0") == 2, off
+    bucket, _, prefix = stack["Results"].removeprefix("s3://").partition("/")
+    left = cloud.client("s3").list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/checked/")
+    # Arrow keeps a mark of every folder
+    assert [each["Key"] for each in left["Contents"] if not each["Key"].endswith("/")] == []
+
+
 def test_a_grid_runs_there_and_its_rows_are_in_the_bucket(cloud, stack, laptop):
     results = f"{stack['Results']}/quickstart"
     run = "python -m harness.run grids/quickstart.yaml --address auto --limit 3"
@@ -240,9 +274,38 @@ def test_idle_workers_leave(cloud, laptop):
     wait_for(lambda: not workers(cloud), 90, "no worker")
 
 
+def test_a_short_grid_starts_one_worker_and_its_report_is_read_from_the_bucket(
+    cloud, stack, laptop, head
+):
+    (head.folder / "home/bn-order/grids/small.yaml").write_text(SMALL_GRID)
+    started = {instance["InstanceId"] for instance in every_instance(cloud)}
+    results = f"{stack['Results']}/small"
+    laptop.ray(
+        "exec",
+        "cd bn-order && python -m harness.run grids/small.yaml --address auto "
+        f"--gpus-per-trial 0 --results {results}",
+        timeout=240,
+    )
+    # Room for more was asked for by nobody: the work is done sooner than another machine is there.
+    assert len({instance["InstanceId"] for instance in every_instance(cloud)} - started) == 1
+    said = laptop.type("python", "-m", "analysis.report", results, timeout=240)
+    page = laptop.checkout / "results/small/report/index.html"
+    assert page.exists(), said
+    wait_for(lambda: not workers(cloud), 90, "no worker")
+
+
 def test_where_no_spot_instance_is_left_one_on_demand_comes_when_asked_for(cloud, laptop, head):
     cloud.spot_left = False
     start_work(head, laptop, gpus=1, seconds=600)
+    check = "python -m harness.run grids/quickstart.yaml --address auto --check-cluster"
+    wait_for(
+        lambda: re.search(
+            "spot: AWS did not give a machine",
+            laptop.ray("exec", f"cd bn-order && {check} --results ~/checked", check=False),
+        ),
+        60,
+        "a check that says why there is no worker",
+    )
     laptop.ray("exec", ON_DEMAND)
     wait_for(lambda: at_work(laptop, gpus=1), 60, "one GPU at work")
     (worker,) = workers(cloud)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -16,7 +18,16 @@ from hypothesis import strategies as st
 
 from harness import fanout
 from harness.errors import ClusterError, DataError
-from harness.fanout import EXCEPTIONS, LONGEST_SHARD, STARTS, Request, Shard, Standing, cut_shards
+from harness.fanout import (
+    EXCEPTIONS,
+    LONGEST_SHARD,
+    STARTS,
+    TIMEOUTS,
+    Request,
+    Shard,
+    Standing,
+    cut_shards,
+)
 from harness.records import FailureRow
 from harness.store import Store
 from harness.trials import Trial
@@ -74,7 +85,7 @@ class TestStanding:
     """What a worker finds to do when it takes up a shard."""
 
     trial = make_trial()
-    shard = Shard(((trial,),), (1,))
+    shard = Shard(((trial,),), (1,), (60.0,))
 
     def test_a_finished_trial_is_not_trained_again(self):
         assert standing_after(finished=[self.trial]).open_packs(self.shard) == []
@@ -91,7 +102,12 @@ class TestStanding:
 
     @pytest.mark.parametrize(
         ("kind", "starts"),
-        [("worker lost", STARTS), ("out of memory", STARTS), ("exception", EXCEPTIONS)],
+        [
+            ("worker lost", STARTS),
+            ("out of memory", STARTS),
+            ("exception", EXCEPTIONS),
+            ("timeout", TIMEOUTS),
+        ],
     )
     def test_a_trial_is_given_up_in_the_end(self, kind, starts):
         rows = [make_failure(self.trial, attempt, kind) for attempt in range(1, starts + 1)]
@@ -100,7 +116,7 @@ class TestStanding:
 
     def test_a_pack_is_trained_again_while_any_of_its_trials_lacks(self):
         pack = (make_trial(pack_size=2), make_trial(pack_size=2, seed=1))
-        shard = Shard((pack,), (1,))
+        shard = Shard((pack,), (1,), (60.0,))
         assert standing_after(finished=pack[:1]).open_packs(shard) == [(pack, 1)]
         assert standing_after(finished=pack).open_packs(shard) == []
 
@@ -111,11 +127,18 @@ class TestStanding:
         assert Standing.read(store, "now").open_packs(self.shard) == [((self.trial,), 1)]
 
 
+def make_seed(seed):
+    return make_trial(seed=seed)
+
+
 class Notebook:
     """A watcher that keeps what it is told."""
 
     def __init__(self) -> None:
         self.finishes = []
+
+    def note_waiting(self, nodes, wanted):
+        self.waited_for = nodes, wanted
 
     def count_workers(self, workers):
         self.workers = workers
@@ -127,16 +150,17 @@ class Notebook:
         self.finishes.append(finish)
 
 
-def train(trials, location, train=fanout.train_with_torch, request=Request(), watcher=None):  # noqa: B008
+def train(trials, location, train=fanout.train_with_torch, *, seconds=0.5, **options):
     """Fan out with a stand-in for training; the store afterwards."""
     store = Store(location)
     fanout.train_missing(
         trials,
         store,
-        request,
+        options.get("request", Request()),
         run="now",
-        estimate=lambda _: 0.5,
-        watcher=watcher or Notebook(),
+        estimate=lambda _: seconds,
+        limit=lambda _: 3.0,
+        watcher=options.get("watcher", Notebook()),
         stop=threading.Event(),
         train=train,
     )
@@ -159,6 +183,12 @@ class Misbehave:
                     raise MemoryError("all gone")
                 case "kills its worker":
                     os.kill(os.getpid(), signal.SIGKILL)
+                case "is slow":
+                    time.sleep(2)
+                case "hangs":
+                    time.sleep(600)
+                case "hangs and holds the interpreter":
+                    re.fullmatch("(a+)+b", "a" * 60)
                 case "misses its data":
                     raise DataError("no such data; fetch it")
         return [
@@ -167,7 +197,7 @@ class Misbehave:
         ]
 
 
-FAULTS = ("raises", "eats its memory", "kills its worker")
+FAULTS = ("raises", "eats its memory", "kills its worker", "hangs")
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +234,15 @@ class TestFaults:
     def test_each_start_that_broke_is_a_row(self, faulty, aftermath):
         store, _ = aftermath
         found = sorted((row.trial_id, row.attempt, row.kind) for row in store.read_failures())
-        kinds = dict(zip(FAULTS, ("exception", "out of memory", "worker lost"), strict=True))
-        starts = {"exception": EXCEPTIONS, "out of memory": STARTS, "worker lost": STARTS}
+        kinds = dict(
+            zip(FAULTS, ("exception", "out of memory", "worker lost", "timeout"), strict=True)
+        )
+        starts = {"exception": EXCEPTIONS, "timeout": TIMEOUTS}
         expected = []
         for trial in faulty:
             fault, _, once = trial.stage.partition(", ")
             if fault in FAULTS:
-                last = 1 if once else starts[kinds[fault]]
+                last = 1 if once else starts.get(kinds[fault], STARTS)
                 expected += [(trial.id, attempt, kinds[fault]) for attempt in range(1, last + 1)]
         assert found == sorted(expected)
 
@@ -226,6 +258,19 @@ class TestFaults:
         assert row.message == "ValueError: bad luck"
         assert "in __call__" in row.traceback
         assert row.host == socket.gethostname()
+
+    def test_a_trial_that_hangs_says_where(self, aftermath):
+        store, _ = aftermath
+        row = next(row for row in store.read_failures() if row.kind == "timeout")
+        assert row.message == "no end within 3 s"
+        assert row.traceback.rstrip().splitlines()[-2].endswith("in __call__")
+
+    def test_what_ran_out_of_memory_says_how_large_it_was(self, aftermath):
+        store, _ = aftermath
+        row = next(row for row in store.read_failures() if row.kind == "out of memory")
+        assert row.message == (
+            "MemoryError: all gone (mlp-3, 1 times the width, batches of 128, float32)"
+        )
 
     def test_every_trial_is_reported(self, faulty, aftermath):
         _, notebook = aftermath
@@ -243,11 +288,83 @@ def test_missing_data_ends_the_run_with_its_own_message(tmp_path):
 
 
 @pytest.mark.ray
+def test_nobody_pays_for_a_neighbour_that_makes_tune_give_up(tmp_path, monkeypatch):
+    """`Tuner.fit()` raises whenever one trial starts, whoever else is in training at that moment."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    slow, culprit, well = trials = [make_trial(stage="is slow"), *map(make_seed, range(2))]
+    start = fanout._Desk.on_trial_start
+
+    def raise_for_culprit(self, *arguments, trial, **more):
+        start(self, *arguments, trial=trial, **more)
+        if (culprit,) in self._shards[trial.config["shard"]].packs:
+            raise RuntimeError("the raylet met something odd")
+
+    monkeypatch.setattr(fanout._Desk, "on_trial_start", raise_for_culprit)
+    rows = {trial.id: make_rows(trial) for trial in (slow, well)}
+    store = train(trials, tmp_path, Misbehave(rows), seconds=1000.0)
+    assert store.finished_ids() == {slow.id, well.id}
+    starts = [(row.trial_id, row.attempt, row.message) for row in store.read_failures()]
+    message = "the raylet met something odd"
+    assert starts == [(culprit.id, attempt, message) for attempt in range(1, STARTS + 1)]
+
+
+@pytest.mark.ray
+def test_a_trial_that_lets_no_watchdog_bark_is_ended_from_outside(tmp_path):
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    well, hangs = make_seed(1), make_trial(stage="hangs and holds the interpreter")
+    store = train([hangs, well], tmp_path, Misbehave({well.id: make_rows(well)}))
+    assert store.finished_ids() == {well.id}
+    found = [(row.trial_id, row.kind) for row in store.read_failures()]
+    assert found == [(hangs.id, "timeout")] * TIMEOUTS
+
+
+@pytest.mark.ray
 def test_what_no_node_could_hold_is_an_error_that_names_what_is_there(tmp_path):
     with pytest.raises(ClusterError) as raised:
         train([make_trial()], tmp_path, request=Request(gpus_per_trial=16))
     assert "a trial asks for 1 CPU and 16 GPUs, and no node has as much" in str(raised.value)
     assert f"{fanout.count_cpus()} CPU" in str(raised.value)
+
+
+class Nodes:
+    """One more is up each time somebody looks."""
+
+    def __init__(self):
+        self.up = 0
+
+    def nodes(self):
+        self.up += 1
+        return [{"Alive": index < self.up} for index in range(9)]
+
+
+class NeverStop:
+    def wait(self, _seconds):
+        return False
+
+
+def test_a_run_waits_for_its_nodes_and_says_so(monkeypatch):
+    monkeypatch.setattr(fanout, "ray", Nodes())
+    notebook = Notebook()
+    fanout._wait_for_nodes(Request(address="auto", wait_for_nodes=4), notebook, NeverStop())
+    assert notebook.waited_for == (3, 4)
+
+
+def test_a_run_that_is_stopped_waits_no_longer(monkeypatch):
+    monkeypatch.setattr(fanout, "ray", Nodes())
+    stop = threading.Event()
+    stop.set()
+    notebook = Notebook()
+    fanout._wait_for_nodes(Request(address="auto", wait_for_nodes=4), notebook, stop)
+    assert notebook.waited_for == (1, 4)
+
+
+def test_a_ray_of_its_own_never_has_two_nodes():
+    with pytest.raises(ClusterError, match=r"--wait-for-nodes 2: .* give its --address"):
+        fanout._wait_for_nodes(Request(wait_for_nodes=2), Notebook(), NeverStop())
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from harness.errors import GridError
+from harness.forecast import Forecast
 from harness.grid import load_grid
+from harness.lease import Lease
 from harness.provenance import digest_code
 from harness.records import FailureRow
-from harness.run import main, select
+from harness.run import main, refuse_other_code, select
 from harness.store import Store
+from harness.tally import Tally
 from tests.harness.conftest import make_rows
 
 GRID = """
@@ -127,7 +131,7 @@ def test_what_failed_with_this_code_is_named_and_left_alone(grid, capsys):
     fail(finish(well), last, code_digest=digest_code())
     assert main([str(grid)]) == 1
     said = capsys.readouterr()
-    assert "12 trials = 11 done + 1 failed, nothing to train" in said.out
+    assert "12 trials = 11 done + 1 failed (1 exception), nothing to train" in said.out
     assert "small.yaml --retry-failed" in said.out
     assert said.err == f"failed: {last.label}: exception (start 2): ValueError: bad luck\n"
 
@@ -170,6 +174,86 @@ def test_conditions_on_one_setting_are_alternatives_on_several_they_add_up(grid)
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("table", ["trials", "epochs", "gradients"])
+def test_a_damaged_file_is_named_and_nothing_is_trained_or_changed(grid, capsys, table):
+    trials = load_grid(grid).trials
+    finish(trials)
+    path = Path(f"results/small/{table}/{trials[0].id}.parquet")
+    path.write_bytes(path.read_bytes()[:-100])
+    before = {path: path.read_bytes() for path in Path("results").rglob("*.parquet")}
+    assert main([str(grid)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"harness.run: {Path.cwd()}/results/small: 1 damaged or foreign files; nothing was changed\n"
+        f"  {table}/{trials[0].id}.parquet: not a whole Parquet file"
+    )
+    assert said.endswith("add --repair\n")
+    assert {path: path.read_bytes() for path in Path("results").rglob("*.parquet")} == before
+
+
+def test_a_repair_sets_damaged_and_foreign_files_aside_and_goes_on(grid, capsys):
+    trials = load_grid(grid).trials
+    store = finish(trials)
+    path = Path(f"results/small/gradients/{trials[0].id}.parquet")
+    path.write_bytes(path.read_bytes()[:-100])
+    foreign = Path("results/small/trials/notes.parquet")
+    foreign.write_text("mine", encoding="utf-8")
+    assert main([str(grid), "--repair", "--only", f"seed={trials[-1].seed}"]) == 0
+    said = capsys.readouterr()
+    assert "4 files set aside below damaged/" in said.err
+    assert "12 trials = 11 done + 1 missing, nothing to train" in said.out
+    assert store.finished_ids() == {trial.id for trial in trials[1:]}
+    assert [path.read_text() for path in Path("results/small/damaged").rglob("notes*")] == ["mine"]
+
+
+def test_going_on_with_other_code_stops_and_says_so(grid, capsys):
+    trials = load_grid(grid).trials
+    store = Store("results/small")
+    for trial in trials[:3]:
+        store.write_trial(make_rows(trial, code_digest="of before", commit="abc", wall_time=1.5))
+    assert main([str(grid)]) == 3
+    said = capsys.readouterr().err
+    assert (
+        "results/small: 3 finished trials of this plan come from other training code "
+        f"(digest of before of commit abc) than this (digest {digest_code()})" in said
+    )
+    assert said.endswith("go on with --accept-other-code\n")
+    assert store.read_plan() is None
+
+
+@pytest.mark.parametrize("digest", [digest_code(), "of before"])
+def test_rows_of_this_code_or_of_no_plan_of_ours_stop_nothing(grid, digest):
+    trials = load_grid(grid).trials
+    planned = trials if digest == digest_code() else trials[3:]
+    rows = [make_rows(trial, code_digest=digest).trial for trial in trials[:3]]
+    refuse_other_code(Tally.of(planned, rows, []), "results/small")
+
+
+def test_a_trial_may_take_many_times_what_its_cell_took(grid):
+    trial, *_, other = load_grid(grid).trials
+    forecast = Forecast()
+    guessed = forecast.limit(trial)
+    assert guessed >= 1_200
+    forecast.note(trial, 3_600.0)
+    forecast.note(replace(trial, seed=7), 7_200.0)
+    assert forecast.limit(replace(trial, seed=9)) == 1_200 + 10 * 7_200
+    assert forecast.limit(other) > 50 * forecast.seconds(other)
+
+
+def test_the_plan_is_written_by_who_holds_the_folder(grid, capsys):
+    """A second run with another grid leaves the plan of the first alone."""
+    store = finish(load_grid(grid).trials)
+    assert main([str(grid)]) == 0
+    plan = store.read_plan()
+    with Lease(store, "first"):
+        assert main([str(grid), "--seeds", "2"]) == 3
+        assert "another run is going on: first" in capsys.readouterr().err
+        assert store.read_plan() == plan
+        assert main([str(grid)]) == 0  # nothing to write: in nobody's way
+    assert main([str(grid), "--seeds", "2"]) == 0
+    assert store.read_plan() != plan
+
+
 def test_a_mistake_in_the_grid_is_printed_as_it_is(grid, capsys):
     grid.write_text(GRID.replace("before", "befor"), encoding="utf-8")
     assert main([str(grid)]) == 2
@@ -184,11 +268,64 @@ def test_a_results_folder_that_cannot_be_is_exit_code_3(grid, capsys):
     assert capsys.readouterr().err.startswith("harness.run: ")
 
 
+def test_a_folder_of_another_grid_of_the_same_name_is_used_and_that_is_said(grid, capsys):
+    """Trials are named by content: rows of both can lie in one folder and never mix."""
+    first = load_grid(grid)
+    store = finish(first.trials)
+    main([str(grid)])
+    assert capsys.readouterr().err == ""
+    other = load_grid(grid, ["epochs=3"])
+    finish(other.trials)
+    assert main([str(grid), "epochs=3"]) == 0
+    said = capsys.readouterr().err
+    assert "was last used for another grid, 'small', that shares no trial with this one" in said
+    assert store.finished_ids() == {trial.id for trial in first.trials + other.trials}
+    assert [plan.analysis.grid for plan in store.read_plans()] == ["small", "small"]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [["--limit", "0"], ["--cpus-per-trial", "0"], ["--gpus-per-trial", "-1"], ["-v", "-q"]],
+    ("options", "message"),
+    [
+        (["--limit", "0"], "argument --limit: '0' is not a whole number above 0"),
+        (["--limit", "2.5"], "argument --limit: '2.5' is not a whole number above 0"),
+        (
+            ["--max-concurrent", "-1"],
+            "argument --max-concurrent: '-1' is not a whole number above 0",
+        ),
+        (
+            ["--wait-for-nodes", "two"],
+            "argument --wait-for-nodes: 'two' is not a whole number above 0",
+        ),
+        (["--cpus-per-trial", "0"], "argument --cpus-per-trial: '0' is not a number above 0"),
+        (["--cpus-per-trial", "nan"], "argument --cpus-per-trial: 'nan' is not a number above 0"),
+        (["--gpus-per-trial", "-1"], "argument --gpus-per-trial: '-1' is not a number above 0"),
+        (["--gpus-per-trial", "all"], "argument --gpus-per-trial: 'all' is not a number above 0"),
+        (["--trial-timeout", "inf"], "argument --trial-timeout: 'inf' is not a number above 0"),
+        (["--trial-timeout", "5min"], "argument --trial-timeout: '5min' is not a number above 0"),
+        (["-v", "-q"], "argument -q/--quiet: not allowed with argument -v/--verbose"),
+        (["--results"], "argument --results: expected one argument"),
+        (["--resume"], "unrecognized arguments: --resume"),
+    ],
 )
-def test_options_out_of_range_are_refused(grid, options):
+def test_options_that_mean_nothing_are_refused(grid, capsys, options, message):
     with pytest.raises(SystemExit) as raised:
         main([str(grid), *options])
     assert raised.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"harness.run: error: {message}")
+    assert list(Path.cwd().iterdir()) == [grid]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ("small.yaml/rows", "small.yaml/rows/epochs: a file stands where a folder is needed"),
+        ("gs://bucket", "gs://bucket: results go to a folder or to s3://bucket/prefix"),
+        ("s3://", "s3://: name a bucket, as in s3://bucket/prefix"),
+    ],
+)
+def test_results_that_cannot_be_are_named(grid, capsys, results, message):
+    assert main([str(grid), "--results", results]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("harness.run: ")
+    assert said.endswith(f"{message}\n")
+    assert said.count("\n") == 1

@@ -1,0 +1,192 @@
+"""python -m harness.replay RESULTS TRIAL: train a stored trial again, here, and compare every row.
+
+Without Ray, in this process, with the thread count of the trial; nothing is written. On one kind of
+device with one version of torch the rows must be equal bit for bit, times and places aside.
+"""
+
+# ruff: noqa: T201  this file speaks to the terminal
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from harness.datasets import load_images
+from harness.errors import HarnessError, StoreError
+from harness.progress import say_duration
+from harness.records import EpochRow, GradientRow, Settings, TrialRow, TrialRows
+from harness.store import TABLES, Store
+from harness.tables import find_differing_columns, to_rows, to_table
+from harness.train import prepare_worker, train_pack
+from harness.trials import TRAINING_VERSION, Trial
+
+Tables = Mapping[str, pa.Table]
+
+EQUAL, DIFFERENT = 0, 1
+
+_KEYS = {"epochs": ("epoch",), "gradients": ("step", "layer"), "trials": ()}
+"""What names a row within its trial."""
+
+_CAUSES = {
+    "code_digest": "other training code",
+    "device_kind": "another kind of device",
+    "device": "another device",
+    "torch": "another version of torch",
+    "cuda": "another version of CUDA",
+    "deterministic": "other determinism flags",
+}
+"""Provenance that explains unequal rows, the likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first value, in the order of training, that did not come again."""
+
+    table: str
+    row: str
+    column: str
+    stored: object
+    replayed: object
+
+    def __str__(self) -> str:
+        where = f"{self.table}, {self.row}" if self.row else self.table
+        return f"{where}, {self.column}: {self.stored!r} stored, {self.replayed!r} now"
+
+
+def find_stored(store: Store, prefix: str) -> Tables:
+    """The rows of the one finished trial whose id begins with `prefix`.
+
+    Raises:
+        StoreError: no finished trial has such an id, several have, or a file is damaged.
+    """
+    stems = store.locate_trials()
+    if not stems:
+        raise StoreError(f"{store.location}: no finished trials there")
+    found = sorted(trial_id for trial_id in stems if trial_id.startswith(prefix.lower()))
+    if not found:
+        raise StoreError(f"{store.location}: no finished trial has an id that begins with {prefix}")
+    if len(found) > 1:
+        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise StoreError(
+            f"{store.location}: {len(found)} ids begin with {prefix!r}: {some}; give more of it"
+        )
+    is_wanted = pc.field("trial_id") == found[0]
+    tables = store.read_tables(stems[found[0]])
+    return {name: table.filter(is_wanted) for name, table in tables.items()}
+
+
+def train_again(trial: Trial, device: torch.device) -> TrialRows:
+    """The rows of the trial, trained in this process.
+
+    Raises:
+        DataError: its data set is not here.
+    """
+    prepare_worker(trial.threads)
+    [rows] = train_pack([trial], load_images(trial.dataset, fetch=True), device=device)
+    return rows
+
+
+def find_first_difference(stored: Tables, replayed: Tables) -> Difference | None:
+    """Where the two first part, in the order of training; None where they are equal."""
+    readings = sorted(_list_differences(stored, replayed), key=lambda found: found[0])
+    return readings[0][1] if readings else None
+
+
+def list_likely_causes(stored: TrialRow, replayed: TrialRow) -> Iterator[str]:
+    """What is not as it was when the trial was trained: 'another version of torch: 2.11, now 2.15'."""
+    for column, cause in _CAUSES.items():
+        then, now = getattr(stored, column), getattr(replayed, column)
+        if then != now:
+            yield f"{cause}: {then or 'none'}, now {now or 'none'}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.replay",
+        description="Train a stored trial again, here, without Ray, and compare it row for row.",
+        epilog="Exit codes: 0 equal, 1 different, 2 bad input, 3 the folder cannot be used.",
+    )
+    parser.add_argument("results", metavar="RESULTS", help="folder, or s3://bucket/prefix")
+    parser.add_argument("trial", metavar="TRIAL", help="its id, or the first digits of it")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: the kind it was trained on"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        return _replay(Store(options.results), options.trial, options.device)
+    except HarnessError as error:
+        print(f"harness.replay: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
+    stored = find_stored(store, prefix)
+    [row] = to_rows(stored["trials"], TrialRow)
+    trial = Trial(**{field.name: getattr(row, field.name) for field in fields(Settings)})
+    if row.training_version != TRAINING_VERSION:
+        raise StoreError(
+            f"{row.trial_id} was trained under training version {row.training_version}; this code "
+            f"is version {TRAINING_VERSION} and means something else by its settings. "
+            f"Check out commit {row.commit or 'of that time'}"
+        )
+    kind = device_kind or row.device_kind
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise StoreError(
+            f"{row.trial_id} was trained on a GPU and there is none here; --device cpu compares all "
+            "the same, but another kind of device gives other sums"
+        )
+    print(f"{trial.label} ({trial.id}), trained in {say_duration(row.wall_time)} on {row.host}")
+    begun = time.monotonic()
+    rows = train_again(trial, torch.device(kind))
+    took = say_duration(time.monotonic() - begun)
+    replayed = {
+        "trials": to_table([rows.trial], TrialRow),
+        "epochs": to_table(rows.epochs, EpochRow),
+        "gradients": to_table(rows.gradients, GradientRow),
+    }
+    causes = list(list_likely_causes(row, rows.trial))
+    difference = find_first_difference(stored, replayed)
+    if difference is None:
+        counts = ", ".join(f"{len(replayed[name])} {name}" for name in ("epochs", "gradients"))
+        print(f"equal: {counts}, and the trial's own row, bit for bit, replayed in {took}")
+        for cause in causes:
+            print(f"  although under {cause}")
+        return EQUAL
+    print(f"different: {difference}")
+    for cause in causes:
+        print(f"  likely cause: {cause}")
+    if not causes:
+        print("  code, device and torch are the same: this should not be")
+    return DIFFERENT
+
+
+def _list_differences(stored: Tables, replayed: Tables) -> Iterator[tuple[float, Difference]]:
+    """The first difference of each table, with the steps taken by then."""
+    for name in TABLES:
+        columns = find_differing_columns(stored[name], replayed[name])
+        if not columns:
+            continue
+        pairs = zip(stored[name].to_pylist(), replayed[name].to_pylist(), strict=False)
+        for old, new in pairs:
+            # As text: NaN is equal to itself, and so is every other value that is.
+            unequal = [column for column in columns if repr(old[column]) != repr(new[column])]
+            if unequal:
+                row = " ".join(f"{key} {old[key]}" for key in _KEYS[name])
+                column = unequal[0]
+                step = old.get("step", float("inf"))
+                yield step, Difference(name, row, column, old[column], new[column])
+                break
+        else:
+            counts = len(stored[name]), len(replayed[name])
+            yield float("inf"), Difference(name, "", "number of rows", *counts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What a folder says about itself: while a run goes on, half there, damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from harness.lease import Lease
+from harness.records import AnalysisPlan, FailureRow
+from harness.status import Status, main
+from harness.store import Store
+from tests.harness.conftest import make_rows, make_trial
+
+TRIALS = [make_trial(placement=arm, seed=seed) for seed in range(3) for arm in ("before", "after")]
+
+
+def fail(store: Store, trial, *, attempt=1, kind="exception", message="ValueError: bad luck"):
+    store.write_failure(
+        FailureRow(
+            trial_id=trial.id,
+            trial=trial.label,
+            attempt=attempt,
+            run="now",
+            kind=kind,
+            message=message,
+            traceback='Traceback\n  File "a.py", line 1, in f\n  File "b.py", line 7, in step\nValueError',
+            failed_at=datetime(2026, 1, 1, tzinfo=UTC),
+            host="",
+            code_digest="",
+        )
+    )
+
+
+@pytest.fixture
+def store(location) -> Store:
+    """Six planned trials: two done, one diverged, two failed, one missing; one more unplanned."""
+    store = Store(location)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS, "name: small")
+    for trial in (*TRIALS[:2], make_trial(seed=9)):
+        store.write_trial(make_rows(trial))
+    store.write_trial(make_rows(TRIALS[2], status="diverged"))
+    fail(store, TRIALS[0])  # and was finished by a later attempt
+    fail(store, TRIALS[3])
+    fail(store, TRIALS[3], attempt=2)
+    fail(store, TRIALS[4], kind="timeout", message="no end within 600 s")
+    return store
+
+
+def test_the_parts_add_up(store):
+    account = "6 trials = 2 done + 1 diverged + 2 failed (1 exception, 1 timeout) + 1 missing"
+    assert Status.of(store).tally.account() == account
+
+
+def test_each_cell_is_counted_and_each_cause_is_named_once(store):
+    lines = Status.of(store).describe().splitlines()
+    assert "  digits mlp-3 before  1 done, 1 diverged, 1 failed" in lines
+    assert "  digits mlp-3 after   1 done, 1 failed, 1 missing" in lines
+    at = lines.index("2 x exception: ValueError: bad luck")
+    assert lines[at + 1 : at + 3] == ['    File "b.py", line 7, in step', f"    {TRIALS[3].label}"]
+    assert "1 attempts broke and their trials were finished later" in lines
+    assert "1 more finished trials, which this plan leaves out" in lines
+
+
+def test_programs_read_the_same(store, capsys):
+    assert main([store.location, "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["planned"] == 6
+    assert said["done"] + said["diverged"] + sum(said["failed"].values()) + said["missing"] == 6
+    assert said["failed"] == {"exception": 1, "timeout": 1}
+    assert [sum(cell[w] for w in cell if w != "cell") for cell in said["cells"]] == [3, 3]
+    assert [cause["attempts"] for cause in said["failures"]] == [2, 1]
+    written = datetime.fromisoformat(said["last_activity"])
+    assert abs((datetime.now(UTC) - written).total_seconds()) < 60
+
+
+def test_cells_that_differ_in_more_than_their_label_are_told_apart(tmp_path):
+    store = Store(tmp_path)
+    trials = [make_trial(lr=0.1), make_trial(lr=0.2)]
+    store.write_plan(AnalysisPlan(grid="small"), trials, "")
+    assert list(Status.of(store).count_by_cell()) == [
+        "digits mlp-3 before lr=0.1",
+        "digits mlp-3 before lr=0.2",
+    ]
+
+
+def test_a_run_that_is_going_on_is_named_and_a_dead_one_is_not(tmp_path):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS, "")
+    with Lease(store, "first"):
+        [run] = Status.of(store).runs
+        assert run.startswith("first on ")
+        then = time.time() - 1e4
+        os.utime(tmp_path / "active/first.json", (then, then))
+        assert Status.of(store).runs == ()
+        assert (tmp_path / "active/first.json").exists()  # who looks on removes nothing
+
+
+def test_a_complete_folder_is_exit_code_0(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS[:1], "")
+    store.write_trial(make_rows(TRIALS[0]))
+    assert main([str(tmp_path)]) == 0
+    assert "small: 1 trials = 1 done\nlast activity " in capsys.readouterr().out
+
+
+def test_damaged_files_are_named_and_the_rest_is_counted(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS, "")
+    for trial in TRIALS[:3]:
+        store.write_trial(make_rows(trial))
+    (tmp_path / f"trials/{TRIALS[1].id}.parquet").write_bytes(b"PAR1")
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "6 trials = 2 done + 4 missing" in said
+    assert f"damaged: trials/{TRIALS[1].id}.parquet: not a whole Parquet file" in said
+
+
+def test_rows_without_a_plan_are_counted(tmp_path, capsys):
+    store = Store(tmp_path / "rows")
+    store.write_trial(make_rows(TRIALS[0]))
+    assert main([store.location]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("rows: 1 trials = 1 done\nno plan.parquet there")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty", "no results there: neither plan.parquet nor trials/"),
+        ("file", "a file stands where a folder is needed"),
+        ("gs://bucket", "results go to a folder or to s3://bucket/prefix"),
+    ],
+)
+def test_what_holds_no_results_is_one_message(tmp_path, monkeypatch, capsys, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main([name]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("harness.status: ")
+    assert said.rstrip().endswith(message)
+    assert said.count("\n") == 1
+
+
+def test_watching_looks_again_until_interrupted(tmp_path):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS, "")
+    command = [sys.executable, "-m", "harness.status", str(tmp_path), "--json", "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout
+        assert json.loads(watch.stdout.readline())["missing"] == 6
+        store.write_trial(make_rows(TRIALS[0]))
+        assert json.loads(watch.stdout.readline())["missing"] == 5
+        watch.terminate()
