@@ -32,6 +32,7 @@ from harness.records import (
     EpochRow,
     FailureRow,
     GradientRow,
+    PlannedTrial,
     Settings,
     TrialRow,
 )
@@ -63,13 +64,6 @@ _SIZE_LIMIT = 2**32
 _TRIAL_ID = re.compile(r"[0-9a-f]{12,}")
 _READERS = {"disk": 2, "network": 16}
 """Files read at once: on a disk more of them wait for each other, on S3 for the network."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PlannedTrial(Settings):
-    """File `plan.parquet`: one row per planned trial of the whole grid."""
-
-    trial_id: str
 
 
 _PLAN_WORDS = {
@@ -319,7 +313,7 @@ def _check_size(where: str, size: int) -> None:
 
 def _read_plan(folder: _Folder) -> tuple[AnalysisPlan, pd.DataFrame]:
     try:
-        planned, metadata = folder.read_file("plan.parquet", _PlannedTrial)
+        planned, metadata = folder.read_file("plan.parquet", PlannedTrial)
     except FileNotFoundError as error:
         raise ResultsError(
             f"{folder.location}: no plan.parquet, so this is not a results folder; "
@@ -358,7 +352,7 @@ def _find_changed_plans(folder: _Folder) -> Iterable[str]:
     """Was a margin, or anything else of the analysis, changed once there were results to see?"""
     plans = []
     for name in folder.list("plans"):
-        _, metadata = folder.read_file(name, _PlannedTrial)
+        _, metadata = folder.read_file(name, PlannedTrial)
         plan = asdict(_parse_plan(f"{folder.location}/{name}", metadata))
         try:
             written = datetime.fromisoformat(metadata[b"written"].decode())

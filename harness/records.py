@@ -147,6 +147,13 @@ class TrialRow(Settings, Outcome, Provenance):
     trial_id: str = column("", "Digest of all settings and the training version.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial(Settings):
+    """File `plan.parquet`: one row per trial of the whole grid, finished or not."""
+
+    trial_id: str = column("", "Digest of all settings and the training version.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRow:
     """Table `epochs`: one row per (trial, epoch)."""

@@ -47,10 +47,10 @@ from harness.records import (
     EpochRow,
     FailureRow,
     GradientRow,
+    PlannedTrial,
     Settings,
     TrialRow,
     TrialRows,
-    column,
 )
 from harness.tables import decode, encode, find_differing_columns, to_rows, to_table
 from harness.trials import TRAINING_VERSION, Trial
@@ -74,13 +74,6 @@ _NAMES = {
 
 _PLAN_FACTS = {"analysis_plan", "grid", "written", "finished_before", "training_version"}
 _SETTINGS = tuple(field.name for field in fields(Settings))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedTrial(Settings):
-    """`plan.parquet`: one row per trial of the grid, finished or not."""
-
-    trial_id: str = column("", "Digest of all settings and the training version.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ def quickstart(tmp_path_factory):
     checkout = tmp_path_factory.mktemp("checkout")
     for name in ("harness", "analysis", "grids"):
         shutil.copytree(ROOT / name, checkout / name)
-    installing, ran = re.split(r"(?=python -m harness\.run)", command_under("Quickstart"), maxsplit=1)
+    installing, ran = re.split(
+        r"(?=python -m harness\.run)", command_under("Quickstart"), maxsplit=1
+    )
     assert "pip install -c constraints.txt" in installing
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -84,7 +86,9 @@ def test_every_file_in_the_tree_exists_and_every_module_is_in_the_tree():
         assert list(ROOT.rglob(name)), f"{name} is in the README's tree and nowhere else"
     for package in ("harness", "analysis"):
         for module in (ROOT / package).glob("[!_]*.py"):
-            assert module.name in named, f"{package}/{module.name} is missing from the README's tree"
+            assert module.name in named, (
+                f"{package}/{module.name} is missing from the README's tree"
+            )
 
 
 def test_the_readme_is_short_its_tree_aside():

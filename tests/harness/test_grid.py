@@ -207,7 +207,9 @@ WRONG = [
     ),
     (
         "an arm that borrows what it has",
-        product("architecture: plain", "placement: [before, after]", "depth: 8", "flow: [own, before]"),
+        product(
+            "architecture: plain", "placement: [before, after]", "depth: 8", "flow: [own, before]"
+        ),
         "my.yaml:6: grid[0].flow: 'before' would borrow the flow it has; give each such arm a product of its own, with the other placement's flow",
     ),
     (

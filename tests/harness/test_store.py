@@ -14,8 +14,8 @@ import pytest
 
 from harness.errors import DamagedFileError, StoreError
 from harness.places import open_place
-from harness.records import AnalysisPlan, EpochRow, FailureRow, GradientRow, TrialRow
-from harness.store import TABLES, PlannedTrial, Store
+from harness.records import AnalysisPlan, EpochRow, FailureRow, GradientRow, PlannedTrial, TrialRow
+from harness.store import TABLES, Store
 from harness.tables import decode, encode, schema_of, to_rows, to_table
 from tests.harness.conftest import make_rows, make_trial
 
