@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
+from typing import TYPE_CHECKING
 
-from harness import fanout
 from harness.errors import HarnessError, StoreError
 from harness.provenance import digest_code
 from harness.store import Store
 from harness.trials import Trial
+
+if TYPE_CHECKING:
+    from harness import fanout
 
 INTRODUCTION = 60.0
 """Seconds a node has to start a worker and say what it runs."""
@@ -118,6 +121,8 @@ def check_cluster(trials: Sequence[Trial], store: Store, request: fanout.Request
     """
     report = Report()
     datasets = tuple(dict.fromkeys(trial.dataset for trial in trials))
+    from harness import fanout  # noqa: PLC0415  Ray: only once a cluster is asked
+
     with fanout.survey(request) as cluster, _beacon(store, report) as beacon:
         introductions = fanout.run_on_every_node(
             name_versions, dict.fromkeys(cluster.nodes, ()), patience=INTRODUCTION

@@ -305,9 +305,11 @@ def test_nobody_pays_for_a_neighbour_that_makes_tune_give_up(tmp_path, monkeypat
     rows = {trial.id: make_rows(trial) for trial in (slow, well)}
     store = train(trials, tmp_path, Misbehave(rows), seconds=1000.0)
     assert store.finished_ids() == {slow.id, well.id}
-    starts = [(row.trial_id, row.attempt, row.message) for row in store.read_failures()]
-    message = "the raylet met something odd"
-    assert starts == [(culprit.id, attempt, message) for attempt in range(1, STARTS + 1)]
+    failures = store.read_failures()
+    starts = [(row.trial_id, row.attempt) for row in failures]
+    assert starts == [(culprit.id, attempt) for attempt in range(1, STARTS + 1)]
+    # Ray quotes it with or without the name of its class, by who was the first to hear of it.
+    assert all(row.message.endswith("the raylet met something odd") for row in failures)
 
 
 @pytest.mark.ray
