@@ -553,6 +553,8 @@ class Worker(tune.Trainable):
 
     def _train_and_commit(self, pack: Pack, attempt: int) -> list[Finish]:
         try:
+            if self._train is train_with_torch:
+                _load_once(pack[0].dataset)  # a download is no part of the trial, nor of its time
             with self._limited(pack, attempt):
                 packed = self._train(pack, self._on_gpu, attempt, self._run)
         except HarnessError:
