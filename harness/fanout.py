@@ -604,18 +604,16 @@ class Worker(tune.Trainable):
             faulthandler.cancel_dump_traceback_later()
 
     def _write_failures(self, pack: Pack, attempt: int, kind: str, message: str, text: str) -> None:
-        for trial in pack:
-            self._store.write_failure(
-                _failure(
-                    trial,
-                    attempt,
-                    self._run,
-                    kind=kind,
-                    message=message,
-                    text=text,
-                    host=socket.gethostname(),
-                )
-            )
+        _write_failures(
+            self._store,
+            pack,
+            attempt,
+            self._run,
+            kind=kind,
+            message=message,
+            text=text,
+            host=socket.gethostname(),
+        )
 
 
 def _say_size(pack: Pack) -> str:
@@ -637,21 +635,33 @@ def _classify(error: BaseException) -> str:
     return "out of memory" if out_of_memory else "exception"
 
 
-def _failure(
-    trial: Trial, attempt: int, run: str, *, kind: str, message: str, text: str, host: str = ""
-) -> FailureRow:
-    return FailureRow(
-        trial_id=trial.id,
-        trial=trial.label,
-        attempt=attempt,
-        run=run,
-        kind=kind,
-        message=message,
-        traceback=text,
-        failed_at=datetime.now(UTC),
-        host=host,
-        code_digest=digest_code(),
-    )
+def _write_failures(
+    store: Store,
+    pack: Pack,
+    attempt: int,
+    run: str,
+    *,
+    kind: str,
+    message: str,
+    text: str,
+    host: str = "",
+) -> None:
+    """Keep one broken start of a pack: a row for each of its trials."""
+    for trial in pack:
+        store.write_failure(
+            FailureRow(
+                trial_id=trial.id,
+                trial=trial.label,
+                attempt=attempt,
+                run=run,
+                kind=kind,
+                message=message,
+                traceback=text,
+                failed_at=datetime.now(UTC),
+                host=host,
+                code_digest=digest_code(),
+            )
+        )
 
 
 class _Desk(tune.Callback):
@@ -763,17 +773,9 @@ class _Desk(tune.Callback):
         else:
             kind = "worker lost"
         _log.warning("%s: %s, start %d: %s", pack[0].label, kind, attempt, error)
-        for trial in pack:
-            self._store.write_failure(
-                _failure(
-                    trial,
-                    attempt,
-                    self._run,
-                    kind=kind,
-                    message=message,
-                    text=str(error),
-                )
-            )
+        _write_failures(
+            self._store, pack, attempt, self._run, kind=kind, message=message, text=str(error)
+        )
         self._report_settled(shard, Standing.read(self._store, self._run))
 
     def _report_settled(self, shard: int, standing: Standing) -> None:
