@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ import torch
 from harness.datasets import Batches
 from harness.gradients import EARLY_STEPS, Probe
 from harness.train import Learner, prepare_worker
-from harness.trials import PROGRAMS, Trial
 from tests.benchmarks.timing import alternate
 from tests.benchmarks.trial import SUBJECTS, make_images
 
@@ -22,18 +22,9 @@ def measure_probe(*, repeats: int) -> list[dict[str, Any]]:
     """Steps that one reading costs, and the share of training time at the default schedule."""
     prepare_worker(threads=1)
     rows: list[dict[str, Any]] = []
-    for architecture, depth, width, side in SUBJECTS:
-        images = make_images(side, 256)
-        trial = Trial(
-            architecture=architecture,
-            placement="before",
-            program=PROGRAMS[architecture]["before"],
-            depth=depth,
-            seed=0,
-            width_factor=width,
-            augmentation="none",
-            probe_size=256,
-        )
+    for subject in SUBJECTS:
+        images = make_images(subject.side, 256)
+        trial = replace(subject.trial, augmentation="none", probe_size=256)
         learner = Learner([trial], images, CPU)
         x_BDHW, y_BR = next(iter(Batches(images, [trial], CPU).epoch()))
         probe = Probe.on(images, learner.network, trial, steps_per_epoch=STEPS_PER_EPOCH)
@@ -49,7 +40,7 @@ def measure_probe(*, repeats: int) -> list[dict[str, Any]]:
         share = readings * cost / (readings * cost + EPOCHS * STEPS_PER_EPOCH)
         rows.append(
             {
-                "network": f"{architecture}-{depth} {side}x{side}",
+                "network": subject.name,
                 "step ms": 1e3 * timing["step"].median,
                 "reading in steps": cost,
                 "share of training %": 100 * share,

@@ -26,7 +26,8 @@ class PictureDataset(Dataset):
     """A part as tutorials have it: a PIL image per item, transformed one by one."""
 
     def __init__(self, part: Part, transform: Callable[[Image.Image], torch.Tensor]) -> None:
-        self._pictures = [Image.fromarray(image.squeeze(-1).numpy()) for image in part.x_NHWC]
+        # A picture with one channel has no third dimension in PIL.
+        self._pictures = [Image.fromarray(x_HWC.squeeze(-1).numpy()) for x_HWC in part.x_NHWC]
         self._labels = part.y_N.tolist()
         self._transform = transform
 
