@@ -25,12 +25,19 @@ _INTERVALS = ("estimate", "low", "high", "low90", "high90")
 _MAPPED = ("layer_index", "epoch", "mean", "is_clear")
 _RATIOS = (1e-3, 0.01, 0.1, 0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 100, 1e3, 1e4, 1e6)
 """Where an axis of ratios is labelled."""
+_EPOCH = "format(datum.value, datum.value < 10 ? '.2~g' : ',.0f')"
+"""How a number of epochs is written: 0.013, 300."""
 _IS_NARROW = "containerSize()[0] < 500"
 """On a phone; false where there is no page around the chart."""
 
 
 def forest(
-    effects: pd.DataFrame, marks: Mapping[str, Mark], *, title: str, is_ratio: bool = False
+    effects: pd.DataFrame,
+    marks: Mapping[str, Mark],
+    *,
+    title: str,
+    together: pd.DataFrame | None = None,
+    is_ratio: bool = False,
 ) -> alt.LayerChart:
     """Estimates with 95 % (thin) and 90 % (thick) intervals against the margin, numbers beside.
 
@@ -38,6 +45,7 @@ def forest(
         effects: one row per line from top to bottom: `row`, its name; `kind`; `arm`; `estimate`,
         `low`, `high`, `low90`, `high90`, `margin`; `numbers`, the text beside it, and `brief`,
         what of it a phone has room for.
+        together: the lines of all forests that share one scale.
     Units:
         ratios where `is_ratio`, on a log scale; else differences.
     """
@@ -54,7 +62,7 @@ def forest(
             labelFontWeight=alt.expr(f"indexof({pooled}, datum.value) < 0 ? 'normal' : 'bold'"),
         )
     )
-    scale = _scale_of(effects, is_ratio=is_ratio)
+    scale = _scale_of(effects if together is None else together, is_ratio=is_ratio)
     x = alt.X("low:Q").scale(scale).title(title).axis(_axis_of(is_ratio=is_ratio))
     columns = ("row", "arm", *_INTERVALS, "numbers", "brief")
     drawn = theme.inline(effects, *columns)
@@ -357,13 +365,17 @@ def tiles(trials: pd.DataFrame) -> alt.LayerChart:
     ).properties(width="container", height=20 * len(trials["cell"].unique()))
 
 
-def precision(cells: pd.DataFrame, marks: Mapping[str, Mark], *, title: str) -> alt.LayerChart:
+def precision(
+    cells: pd.DataFrame, marks: Mapping[str, Mark], *, title: str, reach: float
+) -> alt.LayerChart:
     """The smallest difference that each cell's pairs can find, against the one that matters.
 
     Shapes:
         cells: one row per cell: `row`, `arm`, `detectable`, `margin`.
+    Units:
+        reach: the largest value of all charts that share this one's scale, in that of `detectable`.
     """
-    scale = alt.Scale(domain=[0, *span(cells, "detectable", around=cells["margin"])[1:]])
+    scale = alt.Scale(domain=[0, reach])
     y = alt.Y("row:N").sort(list(cells["row"])).title(None).axis(ticks=False, labelColor=INK)
     base = alt.Chart(theme.inline(cells, "row", "arm", "detectable", "margin"))
     return _layer(
@@ -391,7 +403,7 @@ def _map(flow: pd.DataFrame, scale: alt.Scale, *, title: str) -> alt.Chart:
         .encode(
             alt.X("epoch:O")
             .title("epochs trained")
-            .axis(ticks=False, format=".2~g", labelOverlap="greedy", labelSeparation=8),
+            .axis(ticks=False, labelExpr=_EPOCH, labelOverlap="greedy", labelSeparation=8),
             alt.Y("layer_index:O")
             .sort("descending")
             .title("layer, from the input")

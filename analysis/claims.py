@@ -5,15 +5,17 @@ Legend of shape suffixes: M claims, C cells, S seeds, P pairs, K parts.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
-from analysis.contrasts import estimate_contrast, mean_weights, twin_weights
+from analysis.contrasts import cell_moments, estimate_contrast, mean_weights, twin_weights
 from analysis.effects import GRAFTS, TWINS, UNITS, Effect, find_effects, find_twins, margin_of
-from analysis.evidence import CLAIMS, FEWEST_PAIRS, call, weigh
+from analysis.evidence import CLAIMS, FEWEST_PAIRS, HETEROGENEITY_LEVEL, call, weigh
+from analysis.multiplicity import holm_level
 from analysis.outcomes import collect_outcomes
 from analysis.power import pocock_level, seeds_needed_to_decide, seeds_needed_to_settle
 from analysis.resampling import (
@@ -26,7 +28,7 @@ from analysis.resampling import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -52,11 +54,37 @@ CHANCE = {
     "svhn": 10.0,
 }
 """Accuracy of guessing, in percent, for the sensitivity analysis of divergences."""
+_SYNTHETIC = re.compile(r"synthetic:\d+x\d+x\d+x(?P<classes>[1-9]\d*)x\d+", re.ASCII)
+"""Channels, height, width, classes and images of a data set that its name describes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """The deciding contrast on gradient flow, had the plan fixed another scalar of it.
+
+    Units:
+        Dex.
+    """
+
+    name: str
+    """"at the last reading"."""
+    estimate: float
+    low: float
+    """95 % interval."""
+    high: float
+    p: float
+    """Two-sided, "no difference"."""
+    p_minimal: float
+    """Minimal effect: "the difference is at most the margin" is rejected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Robustness:
-    """What other methods say of the deciding effect. Printed beside the verdict, never deciding."""
+    """What other methods say of the deciding effect. Printed beside the verdict, never deciding.
+
+    A pair of an interaction is a pair of pairs: the difference of the skip-free twin minus that
+    of the residual one. Twins share no randomness, so which two are put together does not matter.
+    """
 
     p_sign_flip: float
     """Sign-flip permutation of all pairs of the pool, two-sided."""
@@ -73,6 +101,8 @@ class Robustness:
     estimate_at_chance: float
     """The estimate with diverged trials scored at chance; NaN for gradient flow, and where trials
     diverged on a data set whose chance is not known."""
+    other_flows: tuple[Sensitivity, ...]
+    """Of gradient flow, its other scalars; empty of accuracy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +136,8 @@ class Verdict:
     alpha: float
     """Level after the correction for planned looks."""
     smallest_margin: float
-    """Smallest margin at which the effect would be called equivalent, in its unit; NaN if none."""
+    """Smallest margin at which the effect would be shown to lie within, with the agreement of
+    cells and the Holm level that takes, in the effect's unit; NaN if none would do."""
     more_seeds: int | None
     """Further seeds per cell that would settle it with 80 % power; None: settled, or not foreseeable."""
     device_hours: float
@@ -153,12 +184,17 @@ def judge_outcomes(
         )
         for outcomes in studies
     ]
-    family = call(
-        np.concatenate([evidence.affirms_M for evidence in weighed]),
-        np.concatenate([evidence.contradicts_M for evidence in weighed]),
-        np.concatenate([evidence.equates_M for evidence in weighed]),
-        words=[word for evidence in weighed for word in evidence.words],
-        alpha=alpha,
+    affirms_M, contradicts_M, equates_M = (
+        np.concatenate([getattr(evidence, way) for evidence in weighed])
+        for way in ("affirms_M", "contradicts_M", "equates_M")
+    )
+    words = [word for evidence in weighed for word in evidence.words]
+    family = call(affirms_M, contradicts_M, equates_M, words=words, alpha=alpha)
+    # Where equivalence is the claim it affirms, elsewhere it refutes.
+    equates_level_M = np.where(
+        np.array(words) == "equivalent",
+        holm_level(affirms_M, alpha=alpha),
+        holm_level(np.fmin(contradicts_M, equates_M), alpha=alpha),
     )
     if effects is None:
         effects = [e for quantity in UNITS for e in find_effects(quantity, studies, plan, rng=rng)]
@@ -168,13 +204,17 @@ def judge_outcomes(
             outcomes,
             evidence,
             family,
-            number=CLAIMS.index(claim) + study * len(CLAIMS),
+            number=number,
+            equates_level=float(equates_level_M[number]),
             effects=effects,
             alpha=alpha,
             rng=rng,
         )
-        for study, (outcomes, evidence) in enumerate(zip(studies, weighed, strict=True))
-        for claim in CLAIMS
+        for number, (outcomes, evidence, claim) in enumerate(
+            (outcomes, evidence, claim)
+            for outcomes, evidence in zip(studies, weighed, strict=True)
+            for claim in CLAIMS
+        )
     )
 
 
@@ -185,6 +225,7 @@ def _write_verdict(
     family: Call,
     *,
     number: int,
+    equates_level: float,
     effects: Sequence[Effect],
     alpha: float,
     rng: np.random.Generator,
@@ -230,28 +271,38 @@ def _write_verdict(
             effects=(),
         )
     first = _find_decisive(claim, word, comparisons)
+    level = equates_level / (1 + len(_grafts_among(comparisons)))
+    smallest_margin = _find_smallest_margin(first, level=level, alpha=alpha)
     chosen = _choose_effects(claim, outcomes, first, effects)
     panel = _cross_check(outcomes, first, rng=rng)
     more_seeds = None
     if is_open:
-        more_seeds = _count_more_seeds(claim, comparisons, alpha=alpha / family.word_M.size)
+        more_seeds = _count_more_seeds(
+            claim, outcomes, comparisons, alpha=alpha / family.word_M.size
+        )
     hours = _estimate_hours(outcomes, comparisons, more_seeds)
     return Verdict(
         **common,
         sentence=_say(claim, word, chosen, comparisons),
-        reason=_explain(
-            claim,
-            word,
-            comparisons,
-            evidence.mediation,
-            p=common["p"],
-            p_holm=common["p_holm"],
-            family_size=family.word_M.size,
-            alpha=alpha,
-            rng=rng,
+        reason="; ".join(
+            [
+                _explain(
+                    claim,
+                    word,
+                    comparisons,
+                    evidence.mediation,
+                    p=common["p"],
+                    p_holm=common["p_holm"],
+                    family_size=family.word_M.size,
+                    is_consistent=is_consistent,
+                    alpha=alpha,
+                    rng=rng,
+                ),
+                *_qualify(claim, word, chosen[0], smallest_margin),
+            ]
         ),
         settle=_advise(claim, comparisons, more_seeds, hours) if word == "inconclusive" else "",
-        smallest_margin=_find_smallest_margin(first, alpha=alpha),
+        smallest_margin=smallest_margin,
         more_seeds=more_seeds,
         device_hours=hours,
         fragile=_find_disagreement(word, first, panel, alpha=alpha),
@@ -261,6 +312,7 @@ def _write_verdict(
     )
 
 
+_NAMES = {"accuracy": "accuracy", "gradient": "gradient flow"}
 _NEEDS = {
     "C1": "plain or vgg with placements after and before",
     "C2": "plain or vgg with placements after and before",
@@ -272,13 +324,17 @@ _NEEDS = {
 
 def _find_decisive(claim: str, word: str, comparisons: Sequence[Comparison]) -> Comparison:
     """The comparison that the word rests on: the first, but for C2, which any of several refutes."""
-    flow, *others = comparisons
+    flow = comparisons[0]
     if claim == "C2" and word == "equivalent":
-        grafts = [one for one in others if (one.arm, one.baseline) in GRAFTS]
-        return min((flow, *grafts), key=lambda one: float(one.p_equal))
+        found = (flow, *_grafts_among(comparisons))
+        return found[int(np.nanargmin([one.p_equal for one in found]))]
     if claim == "C2" and word == "contradicted":
-        return min(comparisons, key=lambda one: float(one.p_down))
+        return comparisons[int(np.nanargmin([one.p_down for one in comparisons]))]
     return flow
+
+
+def _grafts_among(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    return [one for one in comparisons if (one.arm, one.baseline) in GRAFTS]
 
 
 def _choose_effects(
@@ -323,13 +379,14 @@ def _say(
     """The verdict with its numbers, in one sentence."""
     headline = effects[0]
     pool = _name_pool(headline)
-    pairs = f"{headline.pairs} pairs in {headline.cells} cell{'s' * (headline.cells != 1)}"
+    pairs = _count_pairs(headline)
     number = _quote(headline, equivalence=word == "equivalent")
-    within = f", within {_quote_margin(headline)}" if word == "equivalent" else ""
+    margin = _quote_margin(headline.quantity, headline.margin)
+    within = f", within {margin}" if word == "equivalent" else ""
     alone = _tell_divergences(headline)
     if np.isnan(headline.se):
         # The trials that are missing here are an outcome, if it is divergence that took them.
-        return f"{pool}: {pairs}, no effect to estimate{alone}."
+        return f"{pool}: {_tell_why_not_estimated(headline)}{alone}."
     if claim == "C5":
         return (
             f"Without skips ReLU before batch norm changes accuracy by {number} more than with "
@@ -362,19 +419,45 @@ def _name_contrast(effect: Effect) -> str:
     return f"{effect.arm} minus {effect.baseline}"
 
 
+def _count_pairs(effect: Effect) -> str:
+    """Pairs with a difference, and of how many where some are lacking.
+
+    A cell of one pair has no spread, so the cells told are those of two pairs or more.
+    """
+    of = f" of {effect.pairs_planned}" if effect.pairs < effect.pairs_planned else ""
+    return (
+        f"{effect.pairs}{of} {_plural('pair', max(effect.pairs, effect.pairs_planned))} "
+        f"in {effect.cells} {_plural('cell', effect.cells)}"
+    )
+
+
+def _tell_why_not_estimated(effect: Effect) -> str:
+    pairs = f"{effect.pairs_planned} {_plural('pair', effect.pairs_planned)}"
+    if effect.pairs == 0:
+        return f"not one of {pairs} gives a difference"
+    if effect.cells == 0:
+        return "no cell has two pairs, so nothing tells a difference from chance"
+    return f"{_count_pairs(effect)} do not vary at all, so nothing tells a difference from chance"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
+
+
 def _tell_divergences(effect: Effect) -> str:
-    """The pairs in which one arm alone diverged: they are in no difference, and yet an outcome."""
+    """The pairs in which an arm diverged: they are in no difference, and yet an outcome."""
     found = [
-        f"only {name} in {count}"
-        for name, count in (
-            (effect.arm, effect.diverged_arm),
-            (effect.baseline, effect.diverged_baseline),
+        f"{who} {count}"
+        for who, count in (
+            (f"{effect.arm} alone", effect.diverged_arm),
+            (f"{effect.baseline} alone", effect.diverged_baseline),
+            ("both", effect.diverged_both),
         )
         if count
     ]
     if not found:
         return ""
-    return f"; of {effect.pairs_planned} pairs {' and '.join(found)} diverged"
+    return f"; divergences in {effect.pairs_planned} pairs: {', '.join(found)}"
 
 
 def _name_pool(effect: Effect) -> str:
@@ -392,10 +475,10 @@ def _quote(effect: Effect, *, equivalence: bool = False) -> str:
     return f"{effect.estimate:+.2f} points [{level}{low:+.2f}, {high:+.2f}]"
 
 
-def _quote_margin(effect: Effect) -> str:
-    if effect.quantity == "gradient":
-        return f"{10**-effect.margin:.2f} to {10**effect.margin:.2f}"
-    return f"±{effect.margin:g} points"
+def _quote_margin(quantity: str, margin: float) -> str:
+    if quantity == "gradient":
+        return f"{10**-margin:.2f} to {10**margin:.2f}"
+    return f"±{margin:.3g} points"
 
 
 def _explain(
@@ -407,6 +490,7 @@ def _explain(
     p: float,
     p_holm: float,
     family_size: int,
+    is_consistent: bool,
     alpha: float,
     rng: np.random.Generator,
 ) -> str:
@@ -427,14 +511,33 @@ def _explain(
             }[word]
             + f": {tested}"
         ]
-        found += filter(None, [_count_divergences(one) for one in comparisons])
+        found += dict.fromkeys(filter(None, map(_count_divergences, comparisons)))
         if claim == "C1" and word == "supported" and len(comparisons) == 1:
             found.append("the grid has no placement 'none', so only the order was judged")
         if word == "supported" and float(first.p_equal) <= alpha:
             found.append("the difference is shown to be smaller than the margin that matters")
         return "; ".join(found)
     obstacles = [obstacle for one in comparisons for obstacle in _find_obstacles(one, alpha=alpha)]
+    if is_consistent:
+        obstacles.append("trials that are only observed cannot tell a cause from what goes with it")
+    elif claim == "C2":
+        obstacles.append("higher flow, higher accuracy and a path between them are not all shown")
+    elif not obstacles:
+        obstacles.append("neither a difference nor its absence is shown")
     return "; ".join([*dict.fromkeys(obstacles), tested])
+
+
+def _qualify(claim: str, word: str, headline: Effect, smallest_margin: float) -> Iterator[str]:
+    """What goes with the numbers of any word: the margin it would take, the test set's own part."""
+    is_about_equality = claim in {"C3", "C4"} or word in {"equivalent", "inconclusive"}
+    if is_about_equality and np.isfinite(smallest_margin):
+        margin = _quote_margin(headline.quantity, smallest_margin)
+        yield f"the smallest margin at which it would be called equivalent is {margin}"
+    if headline.test_se > 0:
+        yield (
+            f"the standard error is {headline.se:.2f} points over seeds, and "
+            f"{headline.test_se:.2f} from the finite test set, which more seeds do not reduce"
+        )
 
 
 def _tell_p(p: float) -> str:
@@ -465,27 +568,46 @@ def _find_obstacles(one: Comparison, *, alpha: float) -> list[str]:
     """What stands in the way of a word, whatever the p-values."""
     found = []
     against = f"{one.arm} and {one.baseline}"
+    if missing := one.planned - int(one.run):
+        found.append(f"{missing} of {one.planned} pairs of {against} are missing")
     if one.fewest_pairs < FEWEST_PAIRS:
         found.append(
-            f"the thinnest cell has {int(one.fewest_pairs)} pair"
-            f"{'s' * (int(one.fewest_pairs) != 1)} of {against}, and {FEWEST_PAIRS} are needed"
+            f"the thinnest cell has {int(one.fewest_pairs)} "
+            f"{_plural('pair', int(one.fewest_pairs))} of {against}, and {FEWEST_PAIRS} are needed"
         )
     elif one.fewest_trained < FEWEST_PAIRS:
-        found.append(f"{against} both trained in {int(one.fewest_trained)} pairs of a cell")
+        lack = "both trained" if _count_diverged(one) else f"{_NAMES[one.quantity]} is a number"
+        found.append(
+            f"in the thinnest cell of {against} {lack} in {int(one.fewest_trained)} "
+            f"{_plural('pair', int(one.fewest_trained))}, and {FEWEST_PAIRS} are needed"
+        )
     if divergences := _count_divergences(one):
         found.append(f"{divergences}, so nothing can be called equivalent")
     if one.is_opposed_up and one.is_opposed_down:
         found.append("single cells differ significantly in opposite directions")
-    elif (one.is_opposed_up and one.pooled.estimate > 0) or (
-        one.is_opposed_down and one.pooled.estimate < 0
-    ):
+    elif _is_opposed(one):
         found.append("a single cell differs significantly in the opposite direction")
-    if one.pooled.p_equivalent(one.margin) <= alpha and not one.is_homogeneous:
+    is_whole = bool(np.isfinite(one.parts.se).all())
+    if is_whole and one.pooled.p_equivalent(one.margin) <= alpha and not one.is_homogeneous:
         found.append(
-            f"the mean lies within the margin but the cells do not agree "
-            f"(heterogeneity {_tell_p(float(one.p_heterogeneity))})"
+            f"the mean {_NAMES[one.quantity]} of {against} differs by less than the margin, but "
+            + (
+                f"the cells do not agree (heterogeneity {_tell_p(float(one.p_heterogeneity))})"
+                if one.p_heterogeneity <= HETEROGENEITY_LEVEL
+                else "the estimate of a single cell does not"
+            )
         )
     return found
+
+
+def _is_opposed(one: Comparison) -> bool:
+    """Does a cell contradict the pooled estimate?"""
+    return bool(one.is_opposed_up if one.pooled.estimate > 0 else one.is_opposed_down)
+
+
+def _count_diverged(one: Comparison) -> int:
+    """Pairs in which any arm diverged."""
+    return int(one.arm_only + one.baseline_only + one.both_diverged)
 
 
 def _count_divergences(one: Comparison) -> str:
@@ -495,50 +617,93 @@ def _count_divergences(one: Comparison) -> str:
         return "placements diverged in unlike numbers of trials"
     return (
         f"only {one.arm} diverged in {int(one.arm_only)} "
-        f"pair{'s' * (int(one.arm_only) != 1)} and only {one.baseline} in "
-        f"{int(one.baseline_only)}"
+        f"{_plural('pair', int(one.arm_only))} and only {one.baseline} in {int(one.baseline_only)}"
     )
 
 
 def _advise(
     claim: str, comparisons: Sequence[Comparison], more_seeds: int | None, hours: float
 ) -> str:
-    """What would settle a claim that is not."""
+    """What would settle a claim that is not, the trials first that are planned already."""
+    missing = max(one.planned - int(one.run) for one in comparisons)
+    is_discordant = any(one.arm_only + one.baseline_only > 0 for one in comparisons)
+    steps = [f"the {missing} planned {_plural('pair', missing)} that did not run"] * (missing > 0)
     if more_seeds is not None:
-        cost = "" if np.isnan(hours) else f", about {hours:.2g} device-hours"
-        return f"{more_seeds} more seeds per cell would settle this with 80 % power{cost}"
-    if any(one.fewest_pairs < FEWEST_PAIRS for one in comparisons):
-        return f"at least {FEWEST_PAIRS} seeds in every cell"
-    if any(
-        one.arm_only + one.baseline_only > 0 or one.fewest_trained < FEWEST_PAIRS
-        for one in comparisons
+        cost = "" if np.isnan(hours) else f", {_tell_hours(hours)}"
+        steps.append(
+            f"{more_seeds} more {_plural('seed', more_seeds)} per cell would settle this with "
+            f"80 % power{cost}"
+        )
+    elif any(one.fewest_pairs < FEWEST_PAIRS for one in comparisons):
+        steps.append(f"at least {FEWEST_PAIRS} seeds in every cell")
+    elif is_discordant or not missing:
+        steps.append(_advise_beyond_seeds(claim, comparisons))
+    return "; then ".join(steps)
+
+
+def _advise_beyond_seeds(claim: str, comparisons: Sequence[Comparison]) -> str:
+    """What would settle a claim that more seeds alone do not."""
+    thin = [one for one in comparisons if one.fewest_trained < FEWEST_PAIRS]
+    if any(one.arm_only + one.baseline_only > 0 for one in comparisons) or any(
+        map(_count_diverged, thin)
     ):
         return "a recipe under which both placements train"
-    if claim == "C2":
-        return "an intervention that equalises gradient flow between the placements"
+    if thin:
+        return f"readings of {_NAMES[thin[0].quantity]} that are numbers"
+    if claim == "C2" and not _grafts_among(comparisons):
+        return (
+            "arms that borrow each other's flow, in the networks without skips: "
+            "placement after with flow before, and placement before with flow after"
+        )
+    if any(np.isnan(one.pooled.se) for one in comparisons):
+        return "rows that record which test images were right: these differences do not vary at all"
     if not all(one.is_homogeneous for one in comparisons):
         return "a claim about each cell by itself: the effect is not the same everywhere"
     return "seeds alone will not: the effect lies too close to the margin"
 
 
-def _count_more_seeds(claim: str, comparisons: Sequence[Comparison], *, alpha: float) -> int | None:
-    """Further seeds per cell, planned for an effect of the margin's size, then for the one seen.
+def _tell_hours(hours: float) -> str:
+    """Device time to two digits, in the unit that keeps it readable."""
+    if hours < 1 / 60:
+        return "less than a device-minute"
+    if hours < 1:
+        return f"about {60 * hours:.2g} device-minutes"
+    return f"about {hours:.2g} device-hours" if hours < 100 else f"about {hours:,.0f} device-hours"
+
+
+def _count_more_seeds(
+    claim: str, outcomes: Outcomes, comparisons: Sequence[Comparison], *, alpha: float
+) -> int | None:
+    """Further seeds per cell that settle the claim.
+
+    Planned so that either way would be shown: an effect as large as the margin, or none at all.
+    Where the rows speak against there being none, or where that many seeds have run already, the
+    plan is for the effect that was seen.
 
     None where no comparison is open (they contradict each other), or where seeds are not what is
     missing.
     """
+    if claim == "C2" and not _grafts_among(comparisons):
+        return None  # more rows that are only observed show no cause either
     is_about_equality = claim in {"C3", "C4"}
     needed = []
     for one in comparisons:
         differs = one.p_beyond if is_about_equality else np.fmin(one.p_up, one.p_down)
         if np.fmin(differs, one.p_equal) <= alpha:
             continue
-        df_K = one.parts.df[np.isfinite(one.parts.df)]
-        if not len(df_K) or np.isnan(one.pooled.se) or one.arm_only + one.baseline_only > 0:
+        is_seen = bool(np.abs(one.pooled.estimate) >= one.pooled.half_width(0.95))
+        disagree = not one.is_homogeneous and one.p_heterogeneity <= HETEROGENEITY_LEVEL
+        if _is_opposed(one) or (disagree and (is_about_equality or not is_seen)):
             return None
-        seeds = float(np.mean(df_K)) / (2 if _is_interaction(one) else 1) + 1
+        if np.isnan(one.pooled.se) or one.arm_only + one.baseline_only > 0:
+            return None
+        diff_CS = outcomes.difference(one.quantity, one.arm, one.baseline)[one.is_member_C]
+        pairs_C = cell_moments(diff_CS)[0]
+        seeds = float(pairs_C[pairs_C >= 2].mean())
         now = {"se": float(one.pooled.se), "df": float(one.pooled.df), "seeds": seeds}
-        plan = seeds_needed_to_settle(one.margin, **now, alpha=alpha)
+        plan = None
+        if not is_seen:
+            plan = seeds_needed_to_settle(one.margin, **now, alpha=alpha)
         if plan is None or plan <= seeds:
             plan = seeds_needed_to_decide(
                 float(one.pooled.estimate),
@@ -575,12 +740,15 @@ def _estimate_hours(
     return float(more_seeds * mean_K.sum() / 3600)
 
 
-def _find_smallest_margin(one: Comparison, *, alpha: float) -> float:
-    """The margin at which the two one-sided tests would just pass; NaN where no margin would do."""
+def _find_smallest_margin(one: Comparison, *, level: float, alpha: float) -> float:
+    """The margin at which equivalence would just be called; NaN where no margin would do."""
     if one.arm_only + one.baseline_only > 0 or one.fewest_trained < FEWEST_PAIRS:
         return float("nan")
-    reach = special.stdtrit(one.pooled.df, 1 - alpha) * one.pooled.se
-    return float(np.abs(one.pooled.estimate) + reach)
+    pooled = np.abs(one.pooled.estimate) + special.stdtrit(one.pooled.df, 1 - level) * one.pooled.se
+    part_K = np.abs(one.parts.estimate)
+    if one.p_heterogeneity <= HETEROGENEITY_LEVEL:  # then each cell has to pass by itself
+        part_K = part_K + special.stdtrit(one.parts.df, 1 - alpha) * one.parts.se
+    return float(np.maximum(pooled, part_K.max()))
 
 
 def _cross_check(
@@ -588,16 +756,19 @@ def _cross_check(
 ) -> Robustness | None:
     """What other methods say of the pooled effect."""
     diff_CS = outcomes.difference(one.quantity, one.arm, one.baseline)
-    weight_C = _weights_of(outcomes, one, diff_CS)
-    is_paired_CS = np.isfinite(diff_CS) & (weight_C != 0)[:, None]
-    if is_paired_CS.sum() < 2 or np.isnan(one.pooled.se):
+    if _is_interaction(one):
+        twin_KC = find_twins(outcomes.cells, one.is_member_C)
+        diff_KS = diff_CS[twin_KC.argmax(-1)] - diff_CS[twin_KC.argmin(-1)]
+    else:
+        diff_KS = diff_CS[one.is_member_C]
+    weight_K = mean_weights(diff_KS, np.ones(len(diff_KS), bool))
+    is_paired_KS = np.isfinite(diff_KS) & (weight_K != 0)[:, None]
+    if is_paired_KS.sum() < 2 or np.isnan(one.pooled.se):
         return None
-    pairs_C = is_paired_CS.sum(-1)
-    share_CS = np.where(is_paired_CS, (weight_C / np.maximum(pairs_C, 1))[:, None], 0.0)
-    weighted_P = (np.nan_to_num(diff_CS) * share_CS)[is_paired_CS]
-    # Of twins the residual half counts with its sign turned, as in the contrast.
-    diff_P = (diff_CS * np.sign(weight_C)[:, None])[is_paired_CS]
-    is_mean = bool((weight_C >= 0).all())
+    pairs_K = is_paired_KS.sum(-1)
+    share_KS = np.where(is_paired_KS, (weight_K / np.maximum(pairs_K, 1))[:, None], 0.0)
+    diff_P = diff_KS[is_paired_KS]
+    weighted_P = diff_P * share_KS[is_paired_KS]
     pooled = one.pooled
     inside = special.stdtr(pooled.df, (one.margin - pooled.estimate) / pooled.se) - special.stdtr(
         pooled.df, (-one.margin - pooled.estimate) / pooled.se
@@ -605,12 +776,35 @@ def _cross_check(
     return Robustness(
         p_sign_flip=sign_flip_test(weighted_P, rng=rng),
         p_sign_flip_floor=sign_flip_floor(weighted_P),
-        p_signed_rank=signed_rank_test(diff_P) if is_mean else float("nan"),
-        hodges_lehmann=hodges_lehmann(diff_P) if is_mean else float("nan"),
+        p_signed_rank=signed_rank_test(diff_P),
+        hodges_lehmann=hodges_lehmann(diff_P),
         rope_probability=float(inside),
-        superiority=superiority(diff_P) if is_mean else float("nan"),
+        superiority=superiority(diff_P),
         estimate_at_chance=_score_at_chance(outcomes, one),
+        other_flows=tuple(_vary_flow(outcomes, one)) if one.quantity == "gradient" else (),
     )
+
+
+def _vary_flow(outcomes: Outcomes, one: Comparison) -> Iterator[Sensitivity]:
+    for name, flow_PCS in outcomes.other_flows.items():
+        diff_CS = replace(outcomes, flow_PCS=flow_PCS).difference(
+            one.quantity, one.arm, one.baseline
+        )
+        contrast = estimate_contrast(
+            diff_CS,
+            _weights_of(outcomes, one, diff_CS),
+            block_C=outcomes.block_C,
+            floor=outcomes.floor(one.quantity),
+        )
+        half = contrast.half_width(0.95)
+        yield Sensitivity(
+            name=name,
+            estimate=float(contrast.estimate),
+            low=float(contrast.estimate - half),
+            high=float(contrast.estimate + half),
+            p=float(contrast.p),
+            p_minimal=float(contrast.p_beyond(one.margin)),
+        )
 
 
 def _weights_of(
@@ -622,11 +816,22 @@ def _weights_of(
     return mean_weights(diff_CS, one.is_member_C)
 
 
+def _guess(dataset: str) -> float:
+    """Accuracy of guessing, in percent; NaN where it is not known.
+
+    >>> _guess("synthetic:3x32x32x5x6000")
+    20.0
+    """
+    if described := _SYNTHETIC.fullmatch(dataset):
+        return 100 / int(described["classes"])
+    return CHANCE.get(dataset, float("nan"))
+
+
 def _score_at_chance(outcomes: Outcomes, one: Comparison) -> float:
     """The estimate with diverged trials scored as guessing; NaN where guessing is not known."""
     if one.quantity != "accuracy":
         return float("nan")
-    chance = CHANCE.get(outcomes.dataset, float("nan"))
+    chance = _guess(outcomes.dataset)
     if np.isnan(chance) and outcomes.diverged_PCS.any():
         return float("nan")
     scored_PCS = np.where(outcomes.diverged_PCS, chance, outcomes.accuracy_PCS)
@@ -645,11 +850,18 @@ def _find_disagreement(
         return ""
     found = []
     sign = np.sign(one.pooled.estimate)
+    if word == "contradicted" and not one.pooled.p <= alpha:
+        return ""  # it rests on a single cell or on divergences, of which the panel knows nothing
     if word == "equivalent":
         if panel.rope_probability < 1 - alpha:
             found.append(f"P(within the margin) is {panel.rope_probability:.2f}")
         if abs(panel.hodges_lehmann) >= one.margin:
             found.append("the Hodges-Lehmann estimate lies outside the margin")
+        found += [
+            f"flow {other.name} differs beyond the margin ({_tell_p(other.p_minimal)})"
+            for other in panel.other_flows
+            if other.p_minimal <= alpha
+        ]
     else:
         # The floor is that of every test on signs; above alpha they have no say.
         can_reject = panel.p_sign_flip_floor <= alpha
@@ -659,6 +871,11 @@ def _find_disagreement(
             found.append(f"the signed-rank test has {_tell_p(panel.p_signed_rank)}")
         if sign * panel.hodges_lehmann < 0:
             found.append("the Hodges-Lehmann estimate has the other sign")
+        found += [
+            f"flow {other.name} differs the other way ({_tell_p(other.p)})"
+            for other in panel.other_flows
+            if other.p <= alpha and sign * other.estimate < 0
+        ]
     if sign * panel.estimate_at_chance < 0 and word != "equivalent":
         found.append("scoring divergences at chance turns the sign")
     return "; ".join(found)

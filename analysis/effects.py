@@ -31,12 +31,18 @@ if TYPE_CHECKING:
     from analysis.outcomes import Cell, Outcomes
     from harness.records import AnalysisPlan
 
-SKIP_FREE = ("vgg", "plain")
+SKIP_FREE = ("vgg", "plain", *(f"torchvision/vgg{depth}_bn" for depth in (11, 13, 16, 19)))
 """The CNNs without skip connections that C1 and C2 speak of. `mlp` has no skips either, but is no
 CNN: it is estimated and shown, and decides nothing."""
-RESIDUAL = ("resnet", "preresnet")
-"""The residual networks that C3 and C4 speak of. `densenet` concatenates instead of adding: it is
-estimated and shown apart."""
+RESIDUAL = (
+    "resnet",
+    "preresnet",
+    *(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *(f"torchvision/wide_resnet{depth}_2" for depth in (50, 101)),
+    *(f"torchvision/resnext{size}" for size in ("50_32x4d", "101_32x8d", "101_64x4d")),
+)
+"""The residual networks that C3 and C4 speak of. `densenet` concatenates instead of adding, and
+torchvision's other models mix in what neither of the two is about: estimated and shown apart."""
 TWINS = ("plain", "resnet")
 """Equal but for the addition, so that their difference is what a skip does (C5)."""
 GRAFTS = ((name_arm("before", "after"), "before"), ("after", name_arm("after", "before")))
@@ -152,8 +158,8 @@ def find_effects(
     """All effects on one quantity, Holm-adjusted within each family of cells.
 
     Every placement is compared with `before`, `after` and `before` with `none`, and a placement
-    with itself where it borrows another's flow. `rng` serves
-    the sign-flip test where the pairs are too many to be exact.
+    with itself where it borrows another's flow. `rng` serves the sign-flip test where the pairs
+    are too many to be exact.
     """
     rng = rng or np.random.default_rng(0)
     effects = [
@@ -184,16 +190,18 @@ def find_effects(
 
 
 def _comparisons(placements: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(arm, baseline) for all that is compared, the claims' own comparison first."""
-    arms = sorted(
-        (p for p in placements if p not in {"before", "none"}), key=lambda p: p != "after"
-    )
-    if "before" in placements:
-        yield from ((arm, "before") for arm in arms)
+    """(arm, baseline) for all that is compared, the claims' own comparison first.
+
+    A grid without `before` has its first placement for a baseline.
+    """
+    normed = sorted((p for p in placements if p != "none"), key=lambda p: p != "before")
+    baseline, *others = normed or [""]
+    arms = sorted(others, key=lambda p: p != "after")
+    yield from ((arm, baseline) for arm in arms)
     if set(GRAFTS[1]) <= set(placements):
         yield GRAFTS[1]
     if "none" in placements:
-        yield from ((arm, "none") for arm in ("after", "before") if arm in placements)
+        yield from ((arm, "none") for arm in (*arms[:1], baseline) if arm)
 
 
 def _family(quantity: str, arm: str, baseline: str, architecture: str) -> str:
@@ -415,13 +423,13 @@ def find_twins(cells: Sequence[Cell], is_member_C: NDArray[np.bool_]) -> NDArray
     """Pairs of a `plain` and a `resnet` cell alike in all else, as rows of +1 and -1: (K, C)."""
     skip_free, residual = TWINS
     place = {
-        (cell.architecture, cell.depth, cell.variant): c
+        (cell.architecture, cell.depth, cell.settings): c
         for c, cell in enumerate(cells)
         if is_member_C[c]
     }
     rows = []
-    for (architecture, depth, variant), first in place.items():
-        second = place.get((residual, depth, variant))
+    for (architecture, depth, settings), first in place.items():
+        second = place.get((residual, depth, settings))
         if architecture == skip_free and second is not None:
             rows.append(np.zeros(len(cells)))
             rows[-1][[first, second]] = 1.0, -1.0

@@ -66,13 +66,18 @@ class Comparison:
     pooled: Contrast
     parts: Contrast
     margin: float
+    planned: int
+    """Pairs that the grid asks for, all cells together."""
+    run: NDArray[np.intp]
+    """Those of them with an outcome in both arms."""
     fewest_pairs: NDArray[np.intp]
     """With an outcome in both arms, in the thinnest cell."""
     fewest_trained: NDArray[np.intp]
-    """Where both trained, in the thinnest cell."""
+    """With a difference, in the thinnest cell: both trained, and the reading is a number."""
     arm_only: NDArray[np.intp]
     """Pairs in which the arm alone diverged."""
     baseline_only: NDArray[np.intp]
+    both_diverged: NDArray[np.intp]
     p_heterogeneity: NDArray[np.float64]
     is_homogeneous: NDArray[np.bool_]
     is_opposed_up: NDArray[np.bool_]
@@ -113,6 +118,7 @@ def compare(
     floor = outcomes.floor(quantity)
     everywhere_C = np.ones(diff_CS.shape[-2], bool)
     diverged = outcomes.count_divergences(arm, baseline, is_member_C)
+    run_C = outcomes.have_run(arm, baseline)[..., is_member_C, :].sum(-1)
     return _weigh_contrast(
         quantity=quantity,
         arm=arm,
@@ -127,10 +133,13 @@ def compare(
         parts=estimate_cells(diff_CS, floor=floor),
         margin=margin,
         alpha=alpha,
-        fewest_pairs=outcomes.have_run(arm, baseline)[..., is_member_C, :].sum(-1).min(-1),
+        planned=int(outcomes.are_planned(arm, baseline)[is_member_C].sum()),
+        run=run_C.sum(-1),
+        fewest_pairs=run_C.min(-1),
         fewest_trained=np.isfinite(diff_CS).sum(-1).min(-1),
         arm_only=diverged.arm_only,
         baseline_only=diverged.baseline_only,
+        both_diverged=diverged.both,
         p_divergence=mcnemar_test(diverged.arm_only, diverged.baseline_only)
         if quantity == "accuracy"
         else None,
@@ -151,6 +160,7 @@ def compare_twins(
     diff_CS = outcomes.difference(quantity, arm, baseline)
     floor = outcomes.floor(quantity)
     is_member_C = np.any(twin_KC != 0, axis=0)
+    run_C = outcomes.have_run(arm, baseline)[..., is_member_C, :].sum(-1)
     without, with_skips = (
         outcomes.count_divergences(arm, baseline, np.any(sign * twin_KC > 0, axis=0))
         for sign in (1, -1)
@@ -171,10 +181,13 @@ def compare_twins(
         ),
         margin=margin,
         alpha=alpha,
-        fewest_pairs=outcomes.have_run(arm, baseline)[..., is_member_C, :].sum(-1).min(-1),
+        planned=int(outcomes.are_planned(arm, baseline)[is_member_C].sum()),
+        run=run_C.sum(-1),
+        fewest_pairs=run_C.min(-1),
         fewest_trained=np.isfinite(diff_CS)[..., is_member_C, :].sum(-1).min(-1),
         arm_only=without.arm_only + with_skips.baseline_only,
         baseline_only=without.baseline_only + with_skips.arm_only,
+        both_diverged=without.both + with_skips.both,
         p_divergence=None,
     )
 
@@ -185,10 +198,13 @@ def _weigh_contrast(
     parts: Contrast,
     margin: float,
     alpha: float,
+    planned: int,
+    run: NDArray[np.intp],
     fewest_pairs: NDArray[np.intp],
     fewest_trained: NDArray[np.intp],
     arm_only: NDArray[np.intp],
     baseline_only: NDArray[np.intp],
+    both_diverged: NDArray[np.intp],
     p_divergence: NDArray[np.float64] | None,
     quantity: str,
     arm: str,
@@ -201,7 +217,8 @@ def _weigh_contrast(
     part_holm = holm(parts.p)
     is_opposed_up = np.asarray(((part_holm <= alpha) & (parts.estimate < 0)).any(-1))
     is_opposed_down = np.asarray(((part_holm <= alpha) & (parts.estimate > 0)).any(-1))
-    has_enough = fewest_pairs >= FEWEST_PAIRS
+    # Where divergences are no evidence of their own, a pair that diverged is none at all.
+    has_enough = (fewest_trained if p_divergence is None else fewest_pairs) >= FEWEST_PAIRS
 
     def direction(sign: int, *, is_opposed: NDArray[np.bool_]) -> NDArray[np.float64]:
         # Those that trained are a selection where divergences lean the other way.
@@ -232,10 +249,13 @@ def _weigh_contrast(
         pooled=pooled,
         parts=parts,
         margin=margin,
+        planned=planned,
+        run=run,
         fewest_pairs=fewest_pairs,
         fewest_trained=fewest_trained,
         arm_only=arm_only,
         baseline_only=baseline_only,
+        both_diverged=both_diverged,
         p_heterogeneity=p_heterogeneity,
         is_homogeneous=is_homogeneous,
         is_opposed_up=is_opposed_up,
@@ -407,7 +427,7 @@ def call(
     """
     affirms_M, refutes_M = holm(affirms_M), holm(np.fmin(contradicts_M, equates_M))
     is_affirmed_M = affirms_M <= alpha
-    is_refuted_M = (refutes_M <= alpha) & ~is_affirmed_M
+    is_refuted_M = refutes_M <= alpha
     is_contradicted_M = is_refuted_M & ~(equates_M < contradicts_M)
     return Call(
         word_M=np.select(

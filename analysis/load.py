@@ -14,10 +14,12 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,7 +40,9 @@ from harness.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 _SETTINGS = tuple(field.name for field in fields(Settings))
 BLOCK = tuple(
@@ -48,8 +52,12 @@ BLOCK = tuple(
 CELL = tuple(name for name in _SETTINGS if name != "seed")
 """The settings that the replicates of an arm share."""
 
-_READINGS = ("trial_id", "step", "epoch", "layer_index", "qa_sum", "qa_dot")
-"""What is read of table `gradients`, beside the column that the plan names."""
+_READINGS = ("trial_id", "step", "epoch", "layer_index")
+"""What is kept of table `gradients`, beside the column that the plan names."""
+_IDENTITIES = ("qa_sum", "qa_dot")
+"""Zero to rounding where batch norm follows a layer; of these the largest is kept."""
+FLOW_TIMES = 8
+"""Readings of a trial that are shown at most, evenly spread over log time."""
 
 _ARROW = {
     "str": pa.string(),
@@ -64,6 +72,8 @@ _SIZE_LIMIT = 2**32
 _TRIAL_ID = re.compile(r"[0-9a-f]{12,}")
 _READERS = {"disk": 2, "network": 16}
 """Files read at once: on a disk more of them wait for each other, on S3 for the network."""
+_FILES_APART = 250
+"""Files whose rows are held apart at once."""
 
 
 _PLAN_WORDS = {
@@ -86,8 +96,10 @@ class ResultsError(Exception):
 class Results:
     """One results folder, checked: its rows can be compared with each other.
 
-    `trials` holds planned trials only, `epochs` and `gradients` the rows of exactly those, and of
-    their columns those that are judged. `choices` is what a tuning stage chose, empty without.
+    `trials` holds planned trials only. `epochs` holds the last epoch of each, and `gradients` the
+    readings that are judged or shown, of their columns those that are: a large grid has a hundred
+    million readings, and no one looks at all of them. `identities` is how far all of them, at most,
+    are off the identities that hold exactly. `choices` is what a tuning stage chose, empty without.
     `warnings` belong on the first screen of whatever is shown.
     """
 
@@ -97,6 +109,7 @@ class Results:
     trials: pd.DataFrame
     epochs: pd.DataFrame
     gradients: pd.DataFrame
+    identities: Mapping[str, float]
     failures: pd.DataFrame
     choices: pd.DataFrame
     unplanned: int
@@ -136,21 +149,29 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
     trials = trials[is_planned].reset_index(drop=True)
 
     done = frozenset(trials["trial_id"])
-    epochs = _keep(folder.read("epochs", EpochRow, only=done, columns=("trial_id", "epoch")), done)
-    readings = tuple(dict.fromkeys((*_READINGS, plan.gradient_column)))
-    gradients = _keep(folder.read("gradients", GradientRow, only=done, columns=readings), done)
-    failures = _join(folder.read("failures", FailureRow).values())
+    epochs = _keep(
+        folder.read(
+            "epochs", EpochRow, only=done, columns=("trial_id", "epoch"), sift=_sift_epochs
+        ),
+        done,
+    )
+    sieve = _Sieve(plan, frozenset(trials["trial_id"][trials["status"] == "diverged"]))
+    gradients = _keep(
+        folder.read("gradients", GradientRow, only=done, columns=sieve.columns, sift=sieve.sift),
+        done,
+    )
+    failures = _join(rows for _, rows in folder.read("failures", FailureRow))
 
     warnings = [
         *_find_changed_plans(folder),
         *_find_mixtures(trials, allow_mixed=allow_mixed),
         *_find_split_pairs(trials),
-        *_find_lost_rows(trials, epochs=epochs, gradients=gradients),
+        *_find_lost_rows(trials, epochs=epochs, gradients=gradients, location=location),
         *_find_selective_loss(planned, trials),
     ]
     if unplanned:
         warnings.append(
-            f"{unplanned} trials in the folder are not part of the plan and are left out."
+            f"Outside the plan, and left out: {unplanned} trial{'s' * (unplanned != 1)} in the folder."
         )
     return Results(
         location=location,
@@ -159,6 +180,7 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
         trials=trials,
         epochs=epochs,
         gradients=gradients,
+        identities=sieve.identities,
         failures=failures.drop_duplicates(ignore_index=True),
         choices=_read_choices(folder),
         unplanned=unplanned,
@@ -199,17 +221,21 @@ class _Folder:
         *,
         only: frozenset[str] | None = None,
         columns: Sequence[str] | None = None,
-    ) -> dict[str, pa.Table]:
-        """The rows of one table by the file that holds them; at least one table, maybe empty.
+        sift: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Each file of one table with its rows; at least one pair, maybe without rows.
 
         `only` names the trials wanted: a file of another trial is not opened. `columns` names
-        the columns wanted; None for all.
+        the columns wanted; None for all. `sift` makes of a file's rows those that are kept, so
+        that never more than a few files are in memory whole.
         """
         schema = _schema_of(record, columns)
         paths = [path for path in self.list(table) if _may_hold(path, only)]
         with ThreadPoolExecutor(self._readers) as pool:
-            parts = list(pool.map(lambda path: self._read_file(path, schema), paths))
-        return dict(zip(paths, parts, strict=True)) or {"": schema.empty_table()}
+            parts = pool.map(lambda path: sift(self._read_file(path, schema)), paths)
+            yield from zip(paths, parts, strict=True)
+        if not paths:
+            yield "", sift(schema.empty_table())
 
     def read_file(self, name: str, record: type) -> tuple[pd.DataFrame, Mapping[bytes, bytes]]:
         """One table that is one file, and the metadata the file carries.
@@ -240,19 +266,20 @@ class _Folder:
         where = f"{self.location}/{name}"
         try:
             with self._files.open_input_file(f"{self._root}/{name}") as source:
-                metadata = pq.read_metadata(source)
-                found = metadata.schema.to_arrow_schema()
+                file = pq.ParquetFile(source, page_checksum_verification=True)
+                found = file.schema_arrow
                 _check_schema(where, found, schema)
-                _check_size(where, metadata.num_rows * 8 * len(schema))
+                _check_size(where, file.metadata.num_rows * 8 * len(schema))
                 # Only where rows repeat a text can a small file decode to a large one.
                 texts = [field.name for field in schema if _is_text(field)]
-                repeated = texts if metadata.num_rows > 1 else []
-                file = pq.ParquetFile(
-                    source,
-                    metadata=metadata,
-                    read_dictionary=repeated,
-                    page_checksum_verification=True,
-                )
+                repeated = texts if file.metadata.num_rows > 1 else []
+                if repeated:
+                    file = pq.ParquetFile(
+                        source,
+                        metadata=file.metadata,
+                        read_dictionary=repeated,
+                        page_checksum_verification=True,
+                    )
                 table = file.read(schema.names, use_threads=False).select(schema.names)
         except FileNotFoundError:
             raise
@@ -371,7 +398,7 @@ def _find_changed_plans(folder: _Folder) -> Iterable[str]:
         if changes and finished:
             yield (
                 f"The analysis was planned anew on {written:%d %B %Y, %H:%M} UTC, when "
-                f"{finished} trials had finished: {'; '.join(changes)}. A margin or a quantity "
+                f"{finished} trial{'s' * (finished != 1)} had finished: {'; '.join(changes)}. A margin or a quantity "
                 "chosen in sight of results can be chosen to please."
             )
 
@@ -384,13 +411,28 @@ def _read_choices(folder: _Folder) -> pd.DataFrame:
 
 
 def _join(parts: Iterable[pa.Table]) -> pd.DataFrame:
-    return pa.concat_tables(parts).to_pandas(ignore_metadata=True)
+    """All rows as one frame.
+
+    A column of one row takes kilobytes beside its eight bytes, so that not all files of a large
+    grid are kept apart.
+    """
+    remaining = iter(parts)
+    joined = []
+    while batch := list(islice(remaining, _FILES_APART)):
+        joined.append(pa.concat_tables(batch).combine_chunks())
+    return pa.concat_tables(joined).to_pandas(ignore_metadata=True)
 
 
-def _check_trials(found: Mapping[str, pa.Table], location: str) -> pd.DataFrame:
+def _check_trials(found: Iterable[tuple[str, pa.Table]], location: str) -> pd.DataFrame:
     """One row per trial, each named by its own content."""
-    trials = _join(found.values())
-    files = [file for file, rows in found.items() for _ in range(rows.num_rows)]
+    files: list[str] = []
+
+    def note_files() -> Iterator[pa.Table]:
+        for file, rows in found:
+            files.extend([file] * rows.num_rows)
+            yield rows
+
+    trials = _join(note_files())
     for file, row in zip(files, trials.to_dict("index").values(), strict=True):
         name = _name_of(row)
         if row["trial_id"] != name:
@@ -410,7 +452,8 @@ def _check_trials(found: Mapping[str, pa.Table], location: str) -> pd.DataFrame:
     if not repeats.empty:
         name, first, second = repeats["trial_id"].iloc[0], *repeats["file"].iloc[:2]
         raise ResultsError(
-            f"{location}: {first} and {second} disagree about trial {name}; remove the wrong one"
+            f"{location}: {first} and {second} disagree about trial {name}; "
+            f"python -m harness.replay {location} {name} trains it again, remove the one that differs"
         )
     return trials.drop(columns="file").reset_index(drop=True)
 
@@ -422,20 +465,85 @@ def _name_of(row: Mapping[Any, Any]) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
-def _keep(found: Mapping[str, pa.Table], done: frozenset[str]) -> pd.DataFrame:
+def _keep(found: Iterable[tuple[str, pa.Table]], done: frozenset[str]) -> pd.DataFrame:
     """The rows of done trials, each trial's from one file: compaction leaves the small ones."""
     seen: set[str] = set()
-    parts = []
-    for rows in found.values():
-        names = set(rows["trial_id"].unique().to_pylist())
-        wanted = (names & done) - seen
-        seen |= names
-        if wanted == names:
-            parts.append(rows)
-        else:
-            is_wanted = pc.field("trial_id").isin(pa.array(sorted(wanted), pa.string()))
-            parts.append(rows.filter(is_wanted))
-    return _join(parts)
+
+    def choose() -> Iterator[pa.Table]:
+        for _, rows in found:
+            names = set(rows["trial_id"].unique().to_pylist())
+            wanted = (names & done) - seen
+            seen.update(names)
+            if wanted == names:
+                yield rows
+            else:
+                is_wanted = pc.field("trial_id").isin(pa.array(sorted(wanted), pa.string()))
+                yield rows.filter(is_wanted)
+
+    return _join(choose())
+
+
+def _sift_epochs(rows: pa.Table) -> pa.Table:
+    """The last epoch of each trial."""
+    last = rows.group_by("trial_id", use_threads=False).aggregate([("epoch", "max")])
+    return last.rename_columns(["trial_id", "epoch"])
+
+
+class _Sieve:
+    """Of each trial's readings those that are judged or shown.
+
+    They are the first epoch's, the last, and the few in between that stand for all; all, where the
+    plan averages over all. A trial that diverged has fewer than its neighbours, and which of its
+    own stand at their times is not known yet: it keeps them all.
+    """
+
+    def __init__(self, plan: AnalysisPlan, diverged: frozenset[str]) -> None:
+        self.columns = tuple(dict.fromkeys((*_READINGS, plan.gradient_column, *_IDENTITIES)))
+        self._kept = list(dict.fromkeys((*_READINGS, plan.gradient_column)))
+        self._plan = plan
+        self._diverged = diverged
+        self._lock = Lock()
+        self.identities: Mapping[str, float] = dict.fromkeys(_IDENTITIES, math.nan)
+
+    def sift(self, rows: pa.Table) -> pa.Table:
+        """The rows that are kept of one file's."""
+        found = {name: _largest(rows[name].to_numpy()) for name in _IDENTITIES}
+        with self._lock:
+            self.identities = {
+                name: float(np.fmax(largest, found[name]))
+                for name, largest in self.identities.items()
+            }
+        names = rows["trial_id"].combine_chunks().dictionary_encode()
+        name_R = names.indices.to_numpy()
+        step_R, epoch_R, layer_R = (
+            rows[name].to_numpy() for name in ("step", "epoch", "layer_index")
+        )
+        keeps_R = epoch_R <= 1
+        for code, name in enumerate(names.dictionary.to_pylist()):
+            own = np.flatnonzero(name_R == code)
+            if name in self._diverged:
+                keeps_R[own] = True
+                continue
+            if self._plan.gradient_window == "all":
+                decides_first = self._plan.gradient_layer == "first"
+                keeps_R[own] |= layer_R[own] == layer_R[own].min() if decides_first else True
+            steps = np.unique(step_R[own]).tolist()
+            keeps_R[own] |= np.isin(step_R[own], list(spread_times(steps)))
+        return rows.select(self._kept).filter(pa.array(keeps_R))
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    """The largest magnitude; NaN where there is none."""
+    return float(np.fmax.reduce(np.abs(values), initial=math.nan))
+
+
+def spread_times(steps: Sequence[int]) -> set[int]:
+    """At most FLOW_TIMES of the steps, the first and the last among them, even over log time."""
+    if len(steps) <= FLOW_TIMES:
+        return set(steps)
+    place = np.log1p(np.asarray(steps, dtype=float))
+    wanted = np.linspace(place[0], place[-1], FLOW_TIMES)
+    return {steps[int(np.abs(place - target).argmin())] for target in wanted}
 
 
 def _find_mixtures(trials: pd.DataFrame, *, allow_mixed: bool) -> list[str]:
@@ -471,13 +579,18 @@ def _find_split_pairs(trials: pd.DataFrame) -> Iterable[str]:
 
 
 def _find_lost_rows(
-    trials: pd.DataFrame, *, epochs: pd.DataFrame, gradients: pd.DataFrame
+    trials: pd.DataFrame, *, epochs: pd.DataFrame, gradients: pd.DataFrame, location: str
 ) -> Iterable[str]:
     """A trial's other rows are written before its own, so that these can only have been lost."""
     for table, rows in {"epochs": epochs, "gradients": gradients}.items():
         lost = trials["trial_id"][~trials["trial_id"].isin(rows["trial_id"].unique())].tolist()
         if lost:
-            yield f"The rows in {table}/ of {len(lost)} trials are lost, {lost[0]} among them."
+            yield (
+                f"The rows in {table}/ of {len(lost)} trial{'s' * (len(lost) != 1)} are lost, "
+                f"{lost[0]} among them: "
+                f"python -m harness.upkeep repair {location} sets what is left of them aside, and "
+                "the next run trains them again."
+            )
 
 
 def _find_selective_loss(planned: pd.DataFrame, trials: pd.DataFrame) -> Iterable[str]:

@@ -37,6 +37,22 @@ def holm(p_M: ArrayLike) -> NDArray[np.float64]:
     return _unsort(np.minimum(stepped_M, 1.0), rank_M)
 
 
+def holm_level(p_M: ArrayLike, *, alpha: float) -> NDArray[np.float64]:
+    """The largest p at which Holm would reject each test, the others being what they are.
+
+    Shapes:
+        p_M: (M,), one family; so is the result.
+
+    >>> holm_level([0.01, 0.3], alpha=0.05)
+    array([0.025, 0.05 ])
+    """
+    p_M = np.asarray(p_M, dtype=float)
+    # Beside the others a test that has no evidence of its own comes last.
+    others_MM = np.where(np.eye(len(p_M), dtype=bool), np.nan, p_M)
+    rejected_M = (holm(others_MM) <= alpha).sum(-1)
+    return alpha / (len(p_M) - rejected_M)
+
+
 def benjamini_hochberg(p_M: ArrayLike) -> NDArray[np.float64]:
     """Adjustment that bounds the share of false finds among all finds: for exploratory maps only.
 

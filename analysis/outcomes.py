@@ -3,12 +3,13 @@
 Real results and simulated grids of known truth are judged by the same functions; simulated ones
 have one leading axis more, the replicates of the whole grid.
 
-Legend of shape suffixes: P placements, C cells, S seeds, N test images, `...` any leading axes.
+Legend of shape suffixes: P placements, C cells, S seeds, N test images, T trials, `...` any
+leading axes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 from analysis.load import BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 _SMALLEST_FLOW = 2.0**-126
 """The smallest normal float32: a gradient norm below it has died out, and is read as this."""
+_LAYERS = {
+    "first": "at the first layer",
+    "mean": "averaged over the layers",
+    "slope": "as its fall over the layers",
+}
+_WINDOWS = {
+    "init": "at initialisation",
+    "first-epoch": "over the first epoch",
+    "last": "at the last reading",
+}
 _FLOW_RESOLUTION = 2.0**-23 / np.log(10)
 """Dex between neighbouring float32 numbers."""
 
@@ -37,6 +48,9 @@ class Cell:
     architecture: str
     depth: int
     variant: str = ""
+    """Settings that tell it from other cells of its architecture and depth, to print."""
+    settings: tuple[object, ...] = ()
+    """All that its trials share but architecture and depth: equal in cells that differ in these."""
 
     @property
     def label(self) -> str:
@@ -79,6 +93,8 @@ class Outcomes:
     diverged_PCS: NDArray[np.bool_]
     planned_PCS: NDArray[np.bool_]
     wall_time_PCS: NDArray[np.float64]
+    other_flows: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """What `flow_PCS` would be with another layer or time than the plan fixed, by its name."""
     correct_PCSN: NDArray[np.int8] | None = None
     resolution: float = 0.0
     """Percentage points that one test image is worth; 0 where it is not known."""
@@ -141,13 +157,29 @@ def collect_outcomes(results: Results) -> tuple[Outcomes, ...]:
     """
     planned = results.planned[results.planned["stage"] == "study"]
     trials = results.trials.set_index("trial_id")
-    flow = measure_flow(results.gradients, results.plan)
-    trials = trials.assign(measured_flow=flow.reindex(trials.index))
+    plans = {"flow": results.plan, **dict(vary_flow(results.plan))}
+    flows = pd.DataFrame(
+        {name: measure_flow(results.gradients, plan) for name, plan in plans.items()},
+        index=trials.index,
+    )
     studies = planned.groupby(["dataset", "recipe"], sort=False)
     return tuple(
-        _collect_study(str(dataset), str(recipe), rows, trials)
+        _collect_study(str(dataset), str(recipe), rows, trials, flows)
         for (dataset, recipe), rows in studies  # pyright: ignore[reportGeneralTypeIssues]
     )
+
+
+def vary_flow(plan: AnalysisPlan) -> Iterator[tuple[str, AnalysisPlan]]:
+    """The plan with another layer or another time, one thing at a time, and what that is called.
+
+    Of a plan over all times only the readings that it needs are loaded: no layer but its own.
+    """
+    for layer, name in _LAYERS.items():
+        if plan.gradient_window != "all" and layer != plan.gradient_layer:
+            yield name, replace(plan, gradient_layer=layer)
+    for window, name in _WINDOWS.items():
+        if window != plan.gradient_window:
+            yield name, replace(plan, gradient_window=window)
 
 
 def measure_flow(gradients: pd.DataFrame, plan: AnalysisPlan) -> pd.Series:
@@ -200,7 +232,11 @@ def _fall_over_layers(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _collect_study(
-    dataset: str, recipe: str, planned: pd.DataFrame, trials: pd.DataFrame
+    dataset: str,
+    recipe: str,
+    planned: pd.DataFrame,
+    trials: pd.DataFrame,
+    flows: pd.DataFrame,
 ) -> Outcomes:
     key = [name for name in BLOCK if name not in {"seed", "flow"}]
     rates = ["lr", "weight_decay"]
@@ -232,7 +268,10 @@ def _collect_study(
         return array_PCS
 
     accuracy = np.where(is_done, 100 * found["test_accuracy"].to_numpy(float), np.nan)
-    flow = np.where(is_done, found["measured_flow"].to_numpy(float), np.nan)
+    measured = flows.reindex(planned["trial_id"])
+    flow_PCS, *other_PCS = (
+        spread(np.where(is_done, flow_T, np.nan), empty=np.nan) for flow_T in measured.to_numpy().T
+    )
     bits = [b if done else b"" for b, done in zip(found["test_correct"], is_done, strict=True)]
     images = _count_test_images(bits, accuracy / 100)
     correct_PCSN = None
@@ -250,7 +289,8 @@ def _collect_study(
         seeds=seeds,
         block_C=_number(cell_rows, ["architecture", "depth"])[0],
         accuracy_PCS=spread(accuracy, empty=np.nan),
-        flow_PCS=spread(flow, empty=np.nan),
+        flow_PCS=flow_PCS,
+        other_flows=dict(zip(map(str, measured.columns[1:]), other_PCS, strict=True)),
         ran_PCS=spread(has_run, empty=False),
         diverged_PCS=spread((found["status"] == "diverged").to_numpy(), empty=False),
         planned_PCS=spread(np.ones(len(planned), bool), empty=False),
@@ -281,16 +321,28 @@ def _name_cells(rows: pd.DataFrame, key: Sequence[str]) -> Iterator[Cell]:
     """The cells, each with the settings that tell it from others of its architecture and depth."""
     neighbours = rows.groupby(["architecture", "depth"], sort=False)
     varies = {name: (neighbours[name].transform("nunique") > 1).to_numpy() for name in key}
+    shared = [name for name in key if name not in {"architecture", "depth"}]
     for number, row in enumerate(rows.to_dict("records")):
         told = (f"{name}={row[name]}" for name, differs in varies.items() if differs[number])
         yield Cell(
-            architecture=str(row["architecture"]), depth=int(row["depth"]), variant=" ".join(told)
+            architecture=str(row["architecture"]),
+            depth=int(row["depth"]),
+            variant=" ".join(told),
+            settings=tuple(row[name] for name in shared),
         )
 
 
 def _count_test_images(packed: Sequence[bytes], accuracy: NDArray[np.float64]) -> int:
-    """Images in the test part: the bits are padded to whole bytes, so right ones over accuracy."""
+    """Images in the test part; 0 where no trial says.
+
+    The bits are padded to whole bytes, so it is the right ones over the accuracy. Where no image
+    is right it is the fewest that need so many bytes: a resolution must not be claimed too fine.
+    """
+    fewest = 0
     for bits, share in zip(packed, accuracy, strict=True):
-        if bits and share > 0:
-            return round(int.from_bytes(bits, "big").bit_count() / share)
-    return 0
+        if bits and np.isfinite(share):
+            fewest = 8 * len(bits) - 7
+            if share > 0:
+                right = int.from_bytes(bits, "big").bit_count()
+                return min(max(round(right / share), fewest), 8 * len(bits))
+    return fewest

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from analysis.load import Results
     from analysis.theme import Mark
 
+MAPS_AT_ONCE = 4
+"""Panels whose maps of gradient flow are all shown; of more they are shown on demand."""
+MOST_FAILURES = 40
+"""Ways of failing that are listed; who fails in more ways reads the rows."""
 MEAN_FIELD_GROWTH = math.pi / (math.pi - 1)
 """Growth of the squared activation gradient per layer towards the input of a deep MLP with batch
 norm, at initialisation and for large batches; Yang et al. 2019, arXiv:1902.08129, theorem 8."""
@@ -225,11 +229,21 @@ def _forests(
     """A forest for each study."""
     return tuple(
         Panel(
-            str(study)[:1].upper() + str(study)[1:],
-            charts.forest(rows.assign(row=rows["label"]), marks, title=title, is_ratio=is_ratio),
+            _capitalized(str(study)),
+            charts.forest(
+                rows.assign(row=rows["label"]),
+                marks,
+                title=title,
+                together=effects,
+                is_ratio=is_ratio,
+            ),
         )
         for study, rows in effects.groupby("study", sort=False)
     )
+
+
+def _capitalized(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _pools_under_cells(effects: pd.DataFrame) -> pd.DataFrame:
@@ -389,6 +403,7 @@ def _show_depths(effects: Sequence[Effect], marks: Mapping[str, Mark]) -> Sectio
                         Panel(str(name), charts.trend(part, marks, title=title, reach=reach))
                         for name, part in panels
                     ),
+                    table=_effects_table(_as_printed(cells), title),
                     columns=3,
                 )
             )
@@ -412,15 +427,24 @@ def _show_flow(
     results: Results, trials: pd.DataFrame, effects: Sequence[Effect], marks: Mapping[str, Mark]
 ) -> Section:
     column = results.plan.gradient_column
-    deepest = trials.groupby("panel", sort=False)["depth"].max().reset_index()
+    is_deepest = trials["depth"] == trials.groupby("panel", sort=False)["depth"].transform("max")
+    deepest = trials[is_deepest]
     readings = tables.read_flow(results, deepest)
-    flow = tables.tabulate_flow(readings)
+    panels = list(dict.fromkeys(deepest["panel"]))
+    studies = tables.name_studies(deepest)
+    of_first_study = {
+        panel for panel, study in zip(deepest["panel"], studies, strict=True) if study == studies[0]
+    }
+    flow = tables.tabulate_flow(readings).sort_values(
+        "panel", kind="stable", key=lambda names: names.map(panels.index)
+    )
     arm, baseline = next(((arm, base) for (_, arm, base), _ in _by_comparison(effects)), ("", ""))
     differences = tables.tabulate_flow_differences(readings, arm=arm, baseline=baseline)
     differences["is_clear"] = differences["p_bh"] < 0.05
     figures: list[Figure] = []
     for (panel, depth), rows in flow.groupby(["panel", "depth"], sort=False):
         where = f"{panel}, depth {depth}"
+        is_aside = panel not in of_first_study
         here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
         shown = _layers_shown(rows)
         title = f"log10 of {theme.axis_title(column)}"
@@ -455,6 +479,7 @@ def _show_flow(
                 columns=3,
                 legend=tuple(here),
                 table=_flow_table(times),
+                is_aside=is_aside,
             )
         )
         spread = charts.span(rows, "mean")
@@ -463,20 +488,24 @@ def _show_flow(
             for name in here
         ]
         apart = differences[differences["panel"] == panel]
+        words = f"{arm} {theme.MINUS} {baseline}"
         if not apart.empty:
-            words = f"{arm} {theme.MINUS} {baseline}"
             maps.append(Panel(words, charts.difference_map(apart, title="difference (dex)")))
         figures.append(
             Figure(
                 name=f"flow-map-{panel}-{depth}",
                 title=f"{where}: gradient flow over training",
                 description=(
-                    "Layer by time, mean over seeds; all arms share one scale. The difference is "
-                    "exploratory: orange where more reaches the layer with the first arm named, "
+                    f"Layer by time, mean over seeds; all arms share one scale.{shown}"
+                    if apart.empty
+                    else "Layer by time, mean over seeds; all arms share one scale. The difference "
+                    "is exploratory: orange where more reaches the layer with the first arm named, "
                     f"pale where that may be chance (Benjamini-Hochberg at 5 %).{shown}"
                 ),
                 panels=tuple(maps),
                 columns=2,
+                table=None if apart.empty else _map_table(apart, words),
+                is_aside=is_aside or len(panels) > MAPS_AT_ONCE,
             )
         )
     return Section("flow", "What reaches the layers?", "", tuple(figures))
@@ -517,6 +546,24 @@ def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
         tuple(
             (str(layer), *map(signed, row))
             for layer, row in zip(wide.index, wide.to_numpy(), strict=True)
+        ),
+    )
+
+
+def _map_table(differences: pd.DataFrame, words: str) -> Table:
+    """A row per layer, a column per time; a star where the difference is clear."""
+    cells = differences.assign(
+        text=differences["mean"].map(signed) + differences["is_clear"].map({True: " *", False: ""})
+    )
+    wide = cells.pivot_table(index="layer_index", columns="epoch", values="text", aggfunc="first")
+    times = [
+        f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}" for epoch in wide.columns.to_numpy(float)
+    ]
+    return Table(
+        (f"layer; {words} in dex", *(f"epoch {time}" for time in times)),
+        tuple(
+            (str(layer), *row)
+            for layer, row in zip(wide.index, wide.fillna(NONE).to_numpy(), strict=True)
         ),
     )
 
@@ -656,46 +703,41 @@ def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
         cell=trials["depth"].astype(str) + " " + trials["arm"] + rates.where(is_tuning, ""),
         glyph=trials["state"].map(_GLYPHS),
         order=trials["arm"].map({name: i for i, name in enumerate(trials["arm"].unique())}),
-    ).sort_values(["depth", "order", "cell", "seed"], kind="stable")
-    failures = results.failures.sort_values("failed_at")
+        place=trials["panel"].map({name: i for i, name in enumerate(trials["panel"].unique())}),
+    ).sort_values(["place", "depth", "order", "cell", "seed"], kind="stable")
+    failures = tables.tabulate_failures(results.failures)
+    unlisted = len(failures) - MOST_FAILURES
     parts = [
         (
-            "Failures",
+            f"Failures, the {MOST_FAILURES} most frequent kinds of {len(failures)}"
+            if unlisted > 0
+            else "Failures",
             Table(
-                ("trial", "attempt", "kind", "what was said"),
-                tuple(
-                    (row["trial"], str(row["attempt"]), row["kind"], row["message"])
-                    for row in failures.to_dict("records")
-                ),
-                words=4,
-            ),
-        ),
-        (
-            "Missing trials",
-            Table(
-                ("architecture", "depth", "arm", "seed", "state"),
+                ("attempts", "trials", "kind", "what was said", "the first of them", "last (UTC)"),
                 tuple(
                     (
-                        row["panel"],
-                        str(row["depth"]),
-                        row["arm"],
-                        str(row["seed"]),
-                        row["state"],
+                        str(row["attempts"]),
+                        str(row["trials"]),
+                        row["kind"],
+                        row["message"],
+                        row["trial"],
+                        f"{row['last']:%d %B, %H:%M}",
                     )
-                    for row in cells[cells["state"].isin(["missing", "failed"])].to_dict("records")
+                    for row in failures[:MOST_FAILURES].to_dict("records")
                 ),
-                words=5,
+                words=6,
             ),
         ),
+        ("Missing trials", _missing_table(cells)),
         ("Time and measurement", _time_table(trials)),
     ]
-    checks = results.gradients[["qa_sum", "qa_dot"]].abs().max()
+    checks = results.identities
     share = (
         trials["probe_time"].sum() / trials["wall_time"].sum() if trials["wall_time"].sum() else 0
     )
     intro = (
         ""
-        if results.gradients.empty
+        if not math.isfinite(checks["qa_sum"])
         else (
             f"Measuring gradient flow took {100 * share:.1f} % of the training time. Two identities "
             "hold exactly where batch norm follows a layer; in the readings they are off by at most "
@@ -703,6 +745,7 @@ def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
             "its gradient), relative."
         )
     )
+    has_room = cells["cell"].str.len().max() < 20
     figures = [
         Figure(
             name=name,
@@ -715,7 +758,8 @@ def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
                 Panel(str(panel), charts.tiles(rows))
                 for panel, rows in cells[chosen].groupby("panel", sort=False)
             ),
-            columns=3,
+            table=_states_table(cells[chosen]),
+            columns=3 if has_room else 2,
             is_aside=is_aside,
         )
         for name, title, chosen, is_aside in (
@@ -730,6 +774,51 @@ def _show_integrity(results: Results, trials: pd.DataFrame) -> Section:
         tuple(figure for figure in figures if figure.panels),
         tuple((title, table) for title, table in parts if table.rows),
     )
+
+
+def _missing_table(cells: pd.DataFrame) -> Table:
+    """A row per cell and state: which seeds have no result."""
+    missing = cells[cells["state"].isin(["missing", "failed"])]
+    groups = missing.groupby(["panel", "cell", "state"], sort=False)["seed"]
+    return Table(
+        ("architecture", "depth and arm", "state", "trials", "seeds"),
+        tuple(
+            (*map(str, key), str(len(seeds)), _ranges(sorted(seeds)))
+            for key, seeds in groups  # pyright: ignore[reportGeneralTypeIssues]
+        ),
+        words=5,
+    )
+
+
+def _states_table(cells: pd.DataFrame) -> Table:
+    """How many trials are in which state: a row per cell where not all are done, one for the rest."""
+    states = tuple(_GLYPHS)
+    counts = pd.crosstab([cells["panel"], cells["cell"]], cells["state"])
+    counts = counts.reindex(columns=states, fill_value=0)
+    is_done = counts["done"] == counts.sum(axis=1)
+    rest = (f"{is_done.sum()} cells without a gap", "", *counts[is_done].sum())
+    order = [*dict.fromkeys(zip(cells["panel"], cells["cell"], strict=True))]
+    others = [(*key, *counts.loc[key]) for key in order if not is_done[key]]
+    return Table(
+        ("architecture", "depth and arm", *states),
+        tuple(tuple(map(str, row)) for row in ([rest] if is_done.any() else []) + others),
+        words=2,
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in ascending order as one would say them.
+
+    >>> _ranges([0, 1, 2, 5, 7, 8])
+    '0-2, 5, 7-8'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _time_table(trials: pd.DataFrame) -> Table:
@@ -773,7 +862,15 @@ def _show_precision(
                     "Planned on the upper 80 % bound of the standard deviation."
                 ),
                 panels=tuple(
-                    Panel(str(study), charts.precision(part, marks, title="difference (points)"))
+                    Panel(
+                        _capitalized(str(study)),
+                        charts.precision(
+                            part.assign(row=part["label"]),
+                            marks,
+                            title="difference (points)",
+                            reach=charts.span(cells, "detectable", around=cells["margin"])[1],
+                        ),
+                    )
                     for study, part in cells.groupby("study", sort=False)
                 ),
                 table=Table(
@@ -834,7 +931,35 @@ def _show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Sec
         "robustness",
         "Would other methods say the same?",
         "Printed beside the verdicts, never deciding them.",
-        tables=(("Other methods", table),) if rows else (),
+        tables=tuple(
+            (title, table)
+            for title, table in (
+                ("Other methods", table),
+                ("Gradient flow, had the plan read it elsewhere", _other_flows(verdicts, studies)),
+            )
+            if table.rows
+        ),
+    )
+
+
+def _other_flows(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Table:
+    """The ratio of flows that decided, beside what it is at other layers and times."""
+    return Table(
+        ("claim", "gradient flow", "ratio", "95 % interval", "p", "p (beyond the margin)"),
+        tuple(
+            (
+                ", ".join(filter(None, (verdict.claim, study))),
+                other.name,
+                theme.ratio(10**other.estimate),
+                interval(10**other.low, 10**other.high, theme.ratio),
+                p_value(other.p),
+                p_value(other.p_minimal),
+            )
+            for verdict, study in zip(verdicts, studies, strict=True)
+            if verdict.robustness is not None
+            for other in verdict.robustness.other_flows
+        ),
+        words=2,
     )
 
 

@@ -20,6 +20,7 @@ import tempfile
 import textwrap
 import time
 import webbrowser
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -57,14 +58,19 @@ REPLICATES = 1_000
 """Simulated grids per scenario: enough to tell 5 % from 7 %, in a second or two."""
 SIMULATED_TRIALS = 1_000_000
 """Trials that all grids of a scenario hold at most: a very large design is simulated less often."""
+WRITTEN, UNUSABLE, INTERRUPTED = 0, 3, 130
 FORMATS = ("html", "pdf", "md", "png")
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_PRINTED_WIDTH = 822
+"""Pixels of a window in which charts are as wide as on A4 between the margins of page.css."""
+_LONGEST_NAME = 120
+"""Characters of a file's name; file systems take 255 bytes."""
 PANEL_WIDTH = {1: 620, 2: 400, 3: 280}
 """Pixels per panel in a figure's file, by the panels in a row; on the page the reader decides."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 2 where the results cannot be analysed."""
+    """Run the command line; returns the exit code."""
     options = _parse(arguments)
     command = shlex.join(["python", "-m", "analysis.report", *(arguments or sys.argv[1:])])
     folder = options.output or _default_output(options.results)
@@ -77,16 +83,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             page = _report(options, folder, command)
     except ResultsError as error:
         print(f"report: {error}", file=sys.stderr)
-        return 2
+        return UNUSABLE
     except KeyboardInterrupt:
-        return 130
-    return 0
+        print(f"\nstopped; to write the report: {command}", file=sys.stderr)
+        return INTERRUPTED
+    return WRITTEN
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report",
         description="Judge the claims from the rows of a results folder and show how sure that is.",
+        epilog="Exit codes: 0 the report is written, of partial results too, 2 an option cannot be "
+        "met, 3 the results folder cannot be used or the report cannot be written, 130 interrupted.",
     )
     parser.add_argument("results", help="folder or s3://bucket/prefix that harness.run wrote")
     parser.add_argument(
@@ -114,7 +123,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="compare trials of different training code or precision; the report says so",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if "pdf" in options.format and _find_browser() is None:
+        parser.error("a PDF needs Chromium or Chrome, and neither was found; print the page")
+    return options
 
 
 def _folder(text: str) -> Path:
@@ -206,7 +218,7 @@ def write_report(
     many seconds.
 
     Raises:
-        ResultsError: a PDF is wanted and there is no browser to print it.
+        ResultsError: a PDF is wanted and the browser could not print it.
     """
     written = datetime.now(UTC)
     verdicts = [card.verdict for card in page.cards]
@@ -222,8 +234,9 @@ def write_report(
         html = render_page(page, written=written, command=command, looks=looks, refresh=refresh)
         _write(folder / "index.html", html)
         _write(folder / "verdicts.json", _verdicts_json(page.results, verdicts, written=written))
-        _write(folder / "effects.csv", tables.tabulate_effects(effects).to_csv(index=False))
-        trials = page.results.trials.drop(columns="test_correct")
+        numbers = tables.without_formulas(tables.tabulate_effects(effects))
+        _write(folder / "effects.csv", numbers.to_csv(index=False))
+        trials = tables.without_formulas(page.results.trials.drop(columns="test_correct"))
         _write(folder / "trials.csv", trials.to_csv(index=False))
     for figure in drawn:
         figure.result()
@@ -243,18 +256,24 @@ def render_page(
 ) -> str:
     """The whole page as one file that needs no network.
 
-    Strings from results are data: they are escaped where they become text, and `<` does not occur
-    in the specifications of the charts. The policy lets nothing run but the one script below, and
+    Strings from results are data: they are escaped where they become text, and what the charts
+    draw is packed into letters and digits. The policy lets nothing run but the one script below, and
     no request leave the page.
     """
-    specs = [_page_spec(card.panel) for card in page.cards if card.panel is not None]
-    for figure in page.figures:
-        specs += [_page_spec(panel, legend=not figure.legend) for panel in figure.panels]
-    content = {"config": _config(), "charts": specs}
+    charts: list[dict[str, Any]] = []  # in the order of their boxes on the page
+
+    def chart(panel: Panel, label: str, described_by: str = "", *, legend: bool = True) -> str:
+        charts.append(_page_spec(panel, legend=legend))
+        return _chart_box(label, described_by)
+
     script = _script()
     style = _read("page.css") + _dark_style()
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_as_shown,
     )
     environment.filters["typeset"] = _typeset
     return environment.from_string(_read("page.html.j2")).render(
@@ -267,11 +286,12 @@ def render_page(
         gradient_meaning=theme.meaning(page.results.plan.gradient_column).rstrip("."),
         provenance=_provenance(page.results),
         reproduction=_reproduction(page, allow_mixed="--allow-mixed" in shlex.split(command)),
-        chart=_chart_box,
+        chart=chart,
+        file_name=_file_name,
         swatch=_swatch,
         style=style,
         script=script,
-        content=json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        content=lambda: _deflate(_pack({"config": _config(), "charts": charts})),
         policy="; ".join(
             [
                 "default-src 'none'",
@@ -283,6 +303,21 @@ def render_page(
             ]
         ),
     )
+
+
+def _as_shown(value: Any) -> Any:  # noqa: ANN401
+    """What a template prints, markup as markup."""
+    return type(value)(theme.visible(value)) if isinstance(value, str) else value
+
+
+def _pack(content: dict[str, Any]) -> str:
+    return theme.visible(json.dumps(content, separators=(",", ":"), ensure_ascii=False))
+
+
+def _deflate(text: str) -> str:
+    """Text for the page's script to inflate: an eighth of its size, and no markup in it."""
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    return base64.b64encode(packer.compress(text.encode()) + packer.flush()).decode()
 
 
 def _typeset(text: str) -> str:
@@ -385,9 +420,10 @@ def _hash_of(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _chart_box(description: str) -> markupsafe.Markup:
-    return markupsafe.Markup('<div class="chart" role="img" aria-label="{}"></div>').format(
-        description
+def _chart_box(label: str, described_by: str = "") -> markupsafe.Markup:
+    reference = markupsafe.Markup(' aria-describedby="{}"').format(described_by)
+    return markupsafe.Markup('<div class="chart" role="img" aria-label="{}"{}></div>').format(
+        label, reference if described_by else ""
     )
 
 
@@ -482,7 +518,7 @@ def _count_looks(path: Path, results: Results, *, written: datetime) -> int:
 
 
 def _render_markdown(page: Page, *, written: datetime) -> str:
-    """The verdicts, and the figures that lie beside the file."""
+    """The verdicts, and those of the figures beside the file that claims rest on."""
 
     def plain(text: str) -> str:
         return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
@@ -509,25 +545,41 @@ def _render_markdown(page: Page, *, written: datetime) -> str:
                 "",
                 plain(verdict.sentence),
             ]
+            if verdict.fragile:
+                lines += ["", f"**Fragile**: {plain(verdict.fragile)}"]
             if verdict.settle:
                 lines += ["", f"To settle it: {plain(verdict.settle)}"]
-    for figure in page.figures:
-        address = f"figures/{_file_name(figure.name)}.svg"
-        lines += ["", f"![{plain(figure.title)}]({address})", "", plain(figure.description)]
+    for section in page.sections:
+        figures = [figure for figure in section.figures if not figure.is_aside]
+        lines += ["", f"## {section.title}"] if figures or section.intro else []
+        lines += ["", plain(section.intro)] if section.intro else []
+        for figure in figures:
+            address = f"figures/{_file_name(figure.name)}.svg"
+            title = plain(figure.title)
+            lines += ["", f"### {title}", "", f"![{title}]({address})", ""]
+            lines += [plain(figure.description)]
+    lines += [
+        "",
+        "Every figure: [figures](figures/). Every number: [effects.csv](effects.csv),",
+        "[trials.csv](trials.csv), [verdicts.json](verdicts.json).",
+    ]
     return "\n".join(lines) + "\n"
 
 
+def _find_browser() -> str | None:
+    return next(filter(None, map(shutil.which, _BROWSERS)), None)
+
+
 def _print_pdf(page: Path, target: Path) -> None:
-    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if browser is None:
-        raise ResultsError("a PDF needs Chromium or Chrome, and neither was found; print the page")
+    browser = _find_browser()
+    assert browser is not None, "the command line asks for one"
     with tempfile.TemporaryDirectory() as profile:
         command = [
             browser,
             *("--headless=new", "--disable-gpu", "--no-first-run", "--no-pdf-header-footer"),
             *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium insists, as root
             f"--user-data-dir={profile}",
-            "--window-size=1000,1400",
+            f"--window-size={_PRINTED_WIDTH},1400",
             "--virtual-time-budget=10000",
             f"--print-to-pdf={target.resolve()}",
             page.resolve().as_uri(),
@@ -545,8 +597,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def _file_name(name: str) -> str:
-    """A name with nothing in it that a file system would take amiss."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+    """A name with nothing in it that a file system would take amiss, another for every other name."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    if plain == re.sub("[ ,]", "_", name) and len(plain) <= _LONGEST_NAME:
+        return plain
+    digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=4).hexdigest()
+    return f"{plain[:_LONGEST_NAME]}-{digest}"
 
 
 def _print_verdicts(page: Page, folder: Path) -> None:
@@ -556,10 +612,10 @@ def _print_verdicts(page: Page, folder: Path) -> None:
             "trials have no result"
         )
     for warning in page.results.warnings:
-        print(f"beware: {warning}")
+        print(f"beware: {theme.visible(warning)}")
     for study, cards in page.studies.items():
         if study:
-            print(f"\n{study.upper()}")
+            print(f"\n{theme.visible(study).upper()}")
         for card in cards:
             _print_verdict(card)
     print(f"\n{folder / 'index.html'}")
@@ -576,7 +632,9 @@ def _print_verdict(card: Card) -> None:
         texts.append(f"To settle it: {verdict.settle}")
     width = min(shutil.get_terminal_size().columns, 100)
     for text in texts:
-        print(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
+        print(
+            textwrap.fill(theme.visible(text), width, initial_indent="  ", subsequent_indent="    ")
+        )
 
 
 if __name__ == "__main__":

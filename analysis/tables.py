@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import special
 
 from analysis.effects import Effect
+from analysis.load import spread_times
 from analysis.multiplicity import benjamini_hochberg
 from analysis.outcomes import name_arm
 from analysis.power import detectable_difference, pairs_needed, sd_upper_bound
@@ -31,10 +32,9 @@ _NO_VARIANT = {
     *("dataset", "architecture", "placement", "program", "depth", "seed"),
     *("stage", "recipe", "lr", "weight_decay", "flow"),
 }
+_RATES = ["lr", "weight_decay"]
 RECIPES = {"common": "common recipe", "tuned": "tuned recipes", "tuning": "tuning stage"}
 """What a recipe is called where there are several."""
-FLOW_TIMES = 8
-"""Readings that a map of gradient flow shows at most, evenly spread over log time."""
 FLOW_LAYERS = 32
 """Layers that are shown of one network at most, evenly spread."""
 
@@ -62,14 +62,17 @@ def tabulate_pairs(effects: Iterable[Effect]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=pd.Index(names))
 
 
-def name_variants(trials: pd.DataFrame) -> pd.DataFrame:
+def name_variants(trials: pd.DataFrame, *, by_rate: bool = True) -> pd.DataFrame:
     """Add `arm`, and `variant`: the settings in which cells of one depth differ, in words.
 
-    What all cells of an architecture and depth share is said nowhere, as in `Cell.label`.
+    What all cells of an architecture and depth share is said nowhere, as in `Cell.label`. A rate
+    is said where an arm was trained at several as part of the study, if `by_rate`.
     """
-    names = [field.name for field in fields(Settings) if field.name not in _NO_VARIANT]
+    names = [field.name for field in fields(Settings) if field.name not in _NO_VARIANT] + _RATES
     neighbours = trials.groupby(["dataset", "recipe", "stage", "architecture", "depth"], sort=False)
     differs = neighbours[names].transform("nunique") > 1
+    for rate in _RATES:
+        differs[rate] &= by_rate & _have_several_rates(trials)
     words = [
         " ".join(f"{name}={row[name]}" for name in names if told[name])
         for row, told in zip(
@@ -81,6 +84,17 @@ def name_variants(trials: pd.DataFrame) -> pd.DataFrame:
         arm=pd.Series(arms, trials.index, dtype=str),
         variant=pd.Series(words, trials.index, dtype=str),
     )
+
+
+def _have_several_rates(trials: pd.DataFrame) -> pd.Series:
+    """Of each trial: does its study train an arm at several rates, for comparison?
+
+    Else rates are what an arm was given, and as little a part of the cell as its placement.
+    """
+    others = [field.name for field in fields(Settings) if field.name not in {"program", *_RATES}]
+    study = [trials["dataset"], trials["recipe"], trials["stage"]]
+    repeats = trials.duplicated(others).groupby(study).transform("any")
+    return repeats & (trials["stage"] == "study")
 
 
 def name_panels(rows: pd.DataFrame) -> pd.DataFrame:
@@ -136,21 +150,18 @@ def tabulate_accuracies(trials: pd.DataFrame) -> pd.DataFrame:
     return cells.reset_index()
 
 
-def read_flow(results: Results, depths: pd.DataFrame) -> pd.DataFrame:
-    """One row per trial, layer and time: the flow of some cells at the places that are shown.
+def read_flow(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
+    """One row per trial, layer and time: the flow of some trials at the places that are shown.
 
-    `depths` says which cells: one row per `panel` and `depth`. Readings that are not positive
-    and finite have no logarithm and are left out.
+    Readings that are not positive and finite have no logarithm and are left out.
     """
     column = results.plan.gradient_column
-    trials = results.trials[results.trials["stage"] == "study"]
-    trials = name_panels(name_variants(trials)).merge(depths, on=["panel", "depth"])
     trials = trials[["trial_id", "panel", "depth", "arm", "seed"]]
     readings = results.gradients[["trial_id", "step", "epoch", "layer_index", column]]
     parts = []
     for _, members in trials.groupby("panel", sort=False):
         part = readings[readings["trial_id"].isin(members["trial_id"])]
-        part = part[part["step"].isin(_spread_times(sorted(part["step"].unique())))]
+        part = part[part["step"].isin(spread_times(sorted(part["step"].unique())))]
         part = part[part["layer_index"].isin(_spread_layers(sorted(part["layer_index"].unique())))]
         parts.append(part.merge(members, on="trial_id"))
     joined = pd.concat(parts) if parts else readings[:0].merge(trials, on="trial_id")
@@ -181,13 +192,41 @@ def tabulate_flow_differences(readings: pd.DataFrame, *, arm: str, baseline: str
     return table.assign(p_bh=by_panel.transform(benjamini_hochberg))
 
 
+def tabulate_failures(failures: pd.DataFrame) -> pd.DataFrame:
+    """One row per way in which attempts broke, the most frequent first.
+
+    `trial` names the first trial of each, `attempts` and `trials` count.
+    """
+    ways = failures.sort_values("failed_at").groupby(["kind", "message"], sort=False)
+    counted = ways.agg(
+        attempts=("trial_id", "size"),
+        trials=("trial_id", "nunique"),
+        trial=("trial", "first"),
+        last=("failed_at", "last"),
+    )
+    return counted.reset_index().sort_values("attempts", ascending=False, kind="stable")
+
+
+def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame for a spreadsheet: a text that would run as a formula there gets a quote ahead.
+
+    Source:
+        OWASP, "CSV Injection".
+    """
+    texts = frame.select_dtypes(include=["object", "string"]).columns
+    formula = r"^(?=[=+\-@\t\r])"
+    return frame.assign(
+        **{name: frame[name].str.replace(formula, "'", regex=True) for name in texts}
+    )
+
+
 def tabulate_choices(choices: pd.DataFrame) -> pd.DataFrame:
     """One row per arm that was tuned: the recipe it got, and how well every recipe did.
 
     Adds `tried`, (rate, decay, score in percent, how many diverged) from the lowest rate up, and
     keeps of each arm the row of the chosen recipe.
     """
-    named = name_variants(choices)
+    named = name_variants(choices, by_rate=False)
     keys = ["dataset", "architecture", "variant", "depth", "placement"]
     rows = []
     for _, recipes in named.groupby(keys, sort=False):
@@ -204,15 +243,6 @@ def _spread_layers(layers: Sequence[int]) -> set[int]:
     """At most FLOW_LAYERS of the layers, the first and the last among them, evenly spread."""
     places = np.linspace(0, len(layers) - 1, min(len(layers), FLOW_LAYERS))
     return {layers[int(place)] for place in places.round()}
-
-
-def _spread_times(steps: Sequence[int]) -> set[int]:
-    """At most FLOW_TIMES of the steps, the first and the last among them, even over log time."""
-    if len(steps) <= FLOW_TIMES:
-        return set(steps)
-    place = np.log1p(np.asarray(steps, dtype=float))
-    wanted = np.linspace(place[0], place[-1], FLOW_TIMES)
-    return {steps[int(np.abs(place - target).argmin())] for target in wanted}
 
 
 def _summarize(groups: pd.api.typing.SeriesGroupBy) -> pd.DataFrame:

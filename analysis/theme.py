@@ -7,6 +7,7 @@ readers with any common colour blindness can tell apart, and nothing is told by 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,20 @@ def axis_title(column: str, *, unit: str | None = None) -> str:
 def meaning(column: str) -> str:
     """What a column of the harness means, in one sentence."""
     return str(_COLUMNS[column]["meaning"])
+
+
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    r"""Text in which no character changes how its neighbours are read.
+
+    A name may hold marks that turn the line around it from right to left, or that a terminal obeys.
+
+    >>> visible("a safe\u202ename")
+    'a safe�name'
+    """
+    return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def signed(value: float, digits: int = 2) -> str:

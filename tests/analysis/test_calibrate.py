@@ -53,7 +53,7 @@ def test_what_is_promised(rates, scenario, measure, low, high):
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("sd", [0.2, 0.5, 1.0])
 def test_errors_are_bounded_in_other_designs_too(seeds, sd):
-    design = replace(make_reference_design(seeds=seeds, sd=sd), is_reference=False)
+    design = replace(make_reference_design(seeds=seeds, sd=sd), promises_power=False)
     assert all(rate.is_kept for rate in calibrate(design, replicates=10_000, rng=rng()))
 
 
@@ -156,7 +156,37 @@ def test_a_real_study_is_simulated_at_its_own_spread(folder):
     diff_CS = outcomes.difference("accuracy", "after", "before")
     np.testing.assert_allclose(design.sd_C, diff_CS.std(-1, ddof=1))
     assert (design.cells, design.seeds) == (outcomes.cells, 6)
-    assert not design.is_reference
+    assert not design.promises_power
+    assert design.name == "digits common"
+    np.testing.assert_array_equal(design.block_C, outcomes.block_C)
+
+
+def test_power_is_promised_to_designs_as_large_and_as_quiet_as_the_reference():
+    promised = {
+        (seeds, sd): make_reference_design(seeds=seeds, sd=sd).promises_power
+        for seeds in (4, 5, 8)
+        for sd in (0.3, 0.5, 0.6)
+    }
+    assert {key for key, promises in promised.items() if promises} == {
+        (5, 0.3),
+        (5, 0.5),
+        (8, 0.3),
+        (8, 0.5),
+    }
+
+
+def test_cells_of_unequal_spread_are_so_in_accuracy_and_in_flow(monkeypatch):
+    honest, spreads = module.simulate, []
+
+    def simulate(design, truth, **settings):
+        spreads.append((design.sd_C / 0.5, design.flow_sd_C / 0.06))
+        return honest(design, truth, **settings)
+
+    monkeypatch.setattr(module, "simulate", simulate)
+    calibrate(make_reference_design(), replicates=2, rng=rng())
+    for of_accuracy_C, of_flow_C in spreads:
+        np.testing.assert_allclose(of_accuracy_C, of_flow_C)
+    assert max(np.ptp(of_flow_C) for _, of_flow_C in spreads) > 1
 
 
 def test_a_study_without_a_spread_cannot_be_simulated(tmp_path):
@@ -166,10 +196,32 @@ def test_a_study_without_a_spread_cannot_be_simulated(tmp_path):
     assert main([str(tmp_path)]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--replicates", "0"], "'0' is not a count from 1 up"),
+        (["--seeds", "-1"], "'-1' is not a count from 1 up"),
+        (["--sd", "0"], "'0' is not a number of points between 0 and 100"),
+        (["--sd", "nan"], "'nan' is not a number"),
+        (["somewhere", "--sd", "1"], "RESULTS have spreads of their own"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_in_words(arguments, told, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_seeds_of_a_real_study_can_be_changed_in_thought(folder, capsys):
+    assert main([str(folder), "--replicates", "50", "--seeds", "1"]) == 0
+    assert "digits common: 4 cells, 1 seed, 50 grids per scenario" in capsys.readouterr().out
+
+
 def test_the_command_prints_every_rate_and_answers_with_its_exit_code(folder, capsys, monkeypatch):
     assert main([str(folder), "--replicates", "300"]) == 0
     printed = capsys.readouterr().out
-    assert "4 cells, 6 seeds, 300 grids per scenario" in printed
+    assert "digits common: 4 cells, 6 seeds, 300 grids per scenario" in printed
     assert "95 % interval of C3 holds the truth" in printed
     assert "NOT KEPT" not in printed
     monkeypatch.setattr(Rate, "is_kept", False)
@@ -178,5 +230,5 @@ def test_the_command_prints_every_rate_and_answers_with_its_exit_code(folder, ca
 
 
 def test_a_folder_without_results_is_said_in_one_line(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 3
     assert "no plan.parquet" in capsys.readouterr().err

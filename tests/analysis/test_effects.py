@@ -5,11 +5,20 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 
-from analysis.effects import accuracy_effects, find_effects, gradient_effects
+from analysis import effects as effects_module
+from analysis.effects import (
+    RESIDUAL,
+    SKIP_FREE,
+    accuracy_effects,
+    find_effects,
+    find_twins,
+    gradient_effects,
+)
 from analysis.load import load_results
 from analysis.multiplicity import holm
 from analysis.outcomes import Cell, Outcomes
 from harness.records import AnalysisPlan
+from harness.trials import EVERY_PROGRAM
 from tests.analysis.conftest import Study, write_study
 
 PLAN = AnalysisPlan(grid="g")
@@ -84,6 +93,11 @@ def test_a_cell_is_the_paired_t_test_of_its_rows(results, effects, architecture,
     assert effect.estimate == pytest.approx((arm_P - baseline_P).mean())
     assert effect.p == pytest.approx(oracle.pvalue)
     assert (effect.low, effect.high) == pytest.approx((interval.low, interval.high))
+    narrow = oracle.confidence_interval(0.90)
+    assert (effect.low90, effect.high90) == pytest.approx((narrow.low, narrow.high))
+    side, bound = ("greater", 0.5) if effect.estimate > 0 else ("less", -0.5)
+    beyond = stats.ttest_1samp(arm_P - baseline_P, bound, alternative=side)
+    assert effect.p_minimal == pytest.approx(beyond.pvalue)
     assert effect.p_tost == pytest.approx(ttost_paired(arm_P, baseline_P, -0.5, 0.5)[0])
     assert effect.differences == pytest.approx(list(arm_P - baseline_P))
     assert effect.seeds == (0, 1, 2, 3)
@@ -106,6 +120,41 @@ def test_a_pool_is_the_mean_of_its_cells_with_their_variances_added(effects):
     assert pooled.se == pytest.approx(np.sqrt(sum(cell.se**2 for cell in cells)) / 2)
     assert 3 <= pooled.df <= 6
     assert (pooled.cells, pooled.pairs, pooled.pairs_planned) == (2, 8, 8)
+    assert np.isnan([pooled.p_sign_flip, pooled.p_sign_flip_floor]).all()
+    assert pooled.sd == pytest.approx(np.sqrt(np.mean([cell.sd**2 for cell in cells])))
+
+
+def test_the_correlation_within_pairs_is_averaged_over_cells():
+    rng = np.random.default_rng(7)
+    accuracy_PCS = 90 + rng.normal(size=(2, 3, 6))
+    accuracy_PCS[1, 0] += 3 * accuracy_PCS[0, 0]
+    (pooled,) = (
+        e
+        for e in find_effects("accuracy", [make_outcomes(accuracy_PCS)], PLAN)
+        if e.kind == "pooled"
+    )
+    of_cells = [np.corrcoef(*accuracy_PCS[:, c])[0, 1] for c in range(3)]
+    assert pooled.correlation == pytest.approx(np.mean(of_cells))
+    assert np.ptp(of_cells) > 0.5
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_test_sets_part_is_the_two_way_analysis_of_variance(seeds):
+    """The slow twin: mean squares of images and of the rest, from their sums of squares."""
+    rng = np.random.default_rng(3)
+    lift_N = rng.normal(0, 1.5, size=300)
+    ease_PSN = rng.normal(size=(2, seeds, 300)) + np.stack([np.zeros(300), lift_N])[:, None]
+    correct_PCSN = (ease_PSN > 0).astype(np.int8)[:, None]
+    outcomes = make_outcomes(100 * correct_PCSN.mean(-1), correct_PCSN=correct_PCSN)
+    effect = pick(find_effects("accuracy", [outcomes], PLAN), kind="cell")
+    d_SN = correct_PCSN[1, 0].astype(float) - correct_PCSN[0, 0]
+    images = seeds * ((d_SN.mean(0) - d_SN.mean()) ** 2).sum() / 299
+    rest = sum(
+        (d_SN[s, i] - d_SN[s].mean() - d_SN[:, i].mean() + d_SN.mean()) ** 2
+        for s in range(seeds)
+        for i in range(300)
+    ) / ((seeds - 1) * 299)
+    assert effect.test_se == pytest.approx(100 * np.sqrt((images - rest) / seeds / 300))
 
 
 def test_the_interaction_is_plain_minus_resnet(effects):
@@ -152,6 +201,52 @@ def test_any_other_placement_is_compared_with_before_and_decides_nothing(effects
     assert {effect.family for effect in others} == {"exploratory: after-add - before"}
 
 
+@pytest.mark.parametrize(
+    ("placements", "compared"),
+    [
+        (["after", "before", "none"], ["after/before", "after/none", "before/none"]),
+        (["none", "before", "mine", "after"], ["after/before", "mine/before", "after/none"]),
+        (["mine", "yours", "none", "theirs"], ["yours/mine", "theirs/mine", "mine/none"]),
+        (["before"], []),
+        (["none"], []),
+        (["none", "mine"], ["mine/none"]),
+        (["after", "mine"], ["mine/after"]),
+    ],
+)
+def test_grids_without_the_usual_placements_are_compared_too(placements, compared):
+    found = [f"{arm}/{baseline}" for arm, baseline in effects_module._comparisons(placements)]
+    assert set(compared) <= set(found)
+    assert len(found) == len(set(found))
+    assert found[:1] == compared[:1]
+    first = {"baseline": found[0].partition("/")[2]} if found else {}
+    if "before" in placements and first:
+        assert first["baseline"] == "before"
+
+
+def test_the_networks_of_the_claims_are_known_to_the_harness():
+    """The analysis imports nothing that trains, so it names them; torchvision's own among them."""
+    assert set(SKIP_FREE) <= set(EVERY_PROGRAM)
+    assert set(RESIDUAL) <= set(EVERY_PROGRAM)
+    for architecture in (*SKIP_FREE, *RESIDUAL):
+        assert {"before", "after", "none"} <= set(EVERY_PROGRAM[architecture])
+    assert not any("+" in EVERY_PROGRAM[name]["before"] for name in SKIP_FREE)
+    assert all("+" in EVERY_PROGRAM[name]["before"] for name in RESIDUAL)
+
+
+def test_a_twin_differs_in_its_skips_and_in_nothing_else():
+    def cell(architecture, *settings, variant=""):
+        return Cell(architecture=architecture, depth=8, variant=variant, settings=settings)
+
+    cells = [
+        cell("plain", 64),
+        cell("resnet", 128),
+        cell("resnet", 64, variant="batch_size=64"),
+        cell("plain", 256),
+    ]
+    twin_KC = find_twins(cells, np.ones(4, bool))
+    np.testing.assert_array_equal(twin_KC, [[1, 0, -1, 0]])
+
+
 def test_holm_runs_within_each_family_of_cells(effects):
     for family in {effect.family for effect in effects}:
         cells = [e for e in effects if e.family == family and e.kind == "cell"]
@@ -159,6 +254,16 @@ def test_holm_runs_within_each_family_of_cells(effects):
         assert [cell.p_holm for cell in cells] == pytest.approx(list(expected))
     assert len([e for e in effects if e.family == "C1" and e.kind == "cell"]) == 4
     assert all(np.isnan(e.p_holm) for e in effects if e.kind != "cell")
+
+
+def test_each_study_has_families_of_its_own():
+    outcomes = make_outcomes(90 + np.random.default_rng(0).normal(size=(2, 3, 5)))
+    tuned = replace(outcomes, recipe="tuned")
+    alone, both = (
+        find_effects("accuracy", studies, PLAN) for studies in ([tuned], [outcomes, tuned])
+    )
+    own = [e.p_holm for e in both if e.recipe == "tuned" and e.kind == "cell"]
+    assert own == [e.p_holm for e in alone if e.kind == "cell"]
 
 
 def test_gradient_flow_is_judged_in_dex_at_the_margin_of_the_plan(results):

@@ -168,6 +168,14 @@ def test_a_single_depth_that_goes_the_other_way_withholds_support():
     assert words(outcomes)["C1"] == "inconclusive"
 
 
+def test_a_single_depth_opposes_only_at_its_corrected_level():
+    """p = 0.02 in the last of four depths: significant alone, and not among four."""
+    found = order(make([0.5, 0.5, 0.5, -1.0], sd=0.6))
+    assert 0.05 / 4 < found.parts.p[3] < 0.05
+    assert not found.is_opposed_up
+    assert order(make([0.5, 0.5, 0.5, -2.0], sd=0.6)).is_opposed_up
+
+
 def test_equality_needs_every_depth_or_their_agreement():
     agreeing = order(make([0.2, -0.1, 0.15, -0.2], sd=0.3))
     assert agreeing.is_homogeneous
@@ -197,6 +205,38 @@ def test_below_three_pairs_nothing_is_decided(seeds):
     assert {found[claim] for claim in CLAIMS} == {"inconclusive"}
 
 
+def test_readings_that_are_no_number_count_as_no_pairs():
+    """Every trial of `plain` trained, and in one cell only two pairs have a flow."""
+    outcomes = make(PAPER, flow=PAPER_FLOW, path=20.0, seeds=10)
+    settings = {"margin": 0.0969, "alpha": 0.05}
+    whole = compare(outcomes, "gradient", "after", "before", ("plain",), **settings)
+    assert whole.p_up < 1e-6
+    outcomes.flow_PCS[1, 0, 2:] = np.nan
+    thin = compare(outcomes, "gradient", "after", "before", ("plain",), **settings)
+    assert (thin.fewest_pairs, thin.fewest_trained) == (10, 2)
+    assert thin.pooled.p < 1e-6
+    assert (thin.p_up, thin.p_beyond, thin.p_equal) == (1.0, 1.0, 1.0)
+    assert not words(outcomes)["consistent"]
+
+
+def test_an_interaction_needs_three_trained_pairs_in_every_twin():
+    """`after` gains without skips where it trains, but with them it trains in two pairs only."""
+    diverges = [("after", 4, s) for s in (0, 1, 2)]
+    twins = compare_twins(
+        make(PAPER, diverges=diverges), "accuracy", "after", "before", margin=0.5, alpha=0.05
+    )
+    assert twins.pooled.p < 1e-6
+    assert (twins.fewest_pairs, twins.fewest_trained) == (5, 2)
+    assert (twins.p_up, twins.p_equal) == (1.0, 1.0)
+
+
+def test_what_was_planned_and_what_ran_are_both_counted():
+    missing = [("after", 0, 0), ("before", 1, 2)]
+    diverges = [(arm, 2, 1) for arm in ("after", "before")]
+    found = order(make(PAPER, missing=missing, diverges=diverges))
+    assert (found.planned, found.run, found.both_diverged) == (20, 18, 1)
+
+
 def test_one_thin_cell_withholds_the_word():
     missing = [("after", 0, s) for s in (0, 1, 2)]
     found = words(make(PAPER, flow=PAPER_FLOW, missing=missing))
@@ -216,6 +256,15 @@ def test_nothing_is_equivalent_while_divergences_are_discordant():
 def test_a_divergence_of_both_arms_does_not_speak_for_either():
     diverges = [(arm, 4, 0) for arm in ("after", "before")]
     assert words(make([0.0] * 4, diverges=diverges))["C3"] == "equivalent"
+
+
+def test_a_cell_that_hardly_ever_trains_is_not_equivalent():
+    """Both arms diverge together in three of five pairs: no discordance, and too few that train."""
+    diverges = [(arm, 4, s) for arm in ("after", "before") for s in range(3)]
+    found = order(make([0.0] * 4, diverges=diverges), pool=("resnet",))
+    assert (found.arm_only, found.baseline_only) == (0, 0)
+    assert (found.fewest_pairs, found.fewest_trained) == (5, 2)
+    assert found.p_equal == 1.0
 
 
 def test_divergences_alone_can_contradict():
@@ -391,3 +440,47 @@ def test_affirming_comes_before_refuting_and_the_stronger_refutation_names_the_w
     assert called.word_M[0] == "inconclusive"  # 5 * 0.011 > 0.05
     called = call(nothing, np.full(5, 0.011), nothing, words=WORDS, alpha=0.05)
     assert called.word_M[0] == "inconclusive"
+
+
+def weigh_all(outcomes):
+    evidence = weigh(outcomes, margin_accuracy=0.5, margin_flow=0.0969, alpha=0.05)
+    return evidence, evidence.comparisons["C2"]
+
+
+def test_either_way_of_refuting_order_is_paid_for():
+    evidence, _ = weigh_all(make({"plain": [-0.3] * 4, "resnet": [0.0] * 4}, none=-0.5))
+    against_before, against_none = evidence.comparisons["C1"]
+    assert 0 < against_before.p_down < against_none.p_down
+    assert evidence.contradicts_M[0] == pytest.approx(2 * against_before.p_down)
+
+
+@pytest.mark.parametrize("weakest", ["flow", "order", "graft"])
+def test_a_cause_is_as_sure_as_its_weakest_part(weakest):
+    outcomes = make(PAPER, flow=PAPER_FLOW, placements=GRAFTED)
+    after, borrowed, returned = 1, 3, 4
+    if weakest == "flow":
+        outcomes.flow_PCS[after] -= 0.27
+    if weakest == "order":
+        outcomes.accuracy_PCS[[after, returned]] -= 0.85
+    if weakest == "graft":
+        outcomes.accuracy_PCS[borrowed] -= 0.85
+    evidence, (flow, order, *grafts) = weigh_all(outcomes)
+    parts = {"flow": flow.p_up, "order": order.p_up, "graft": max(g.p_up for g in grafts)}
+    assert max(parts, key=parts.get) == weakest
+    assert evidence.affirms_M[1] == parts[weakest]
+
+
+def test_a_borrowed_flow_that_harms_contradicts_the_cause():
+    outcomes = make(PAPER, flow=PAPER_FLOW, placements=GRAFTED)
+    outcomes.accuracy_PCS[3] -= 3.0
+    evidence, (_, _, *grafts) = weigh_all(outcomes)
+    assert evidence.contradicts_M[1] == pytest.approx(4 * min(g.p_down for g in grafts))
+    assert words(outcomes)["C2"] == "contradicted"
+
+
+@pytest.mark.parametrize(("p", "word"), [(0.05, "supported"), (0.0501, "inconclusive")])
+def test_a_claim_is_affirmed_up_to_the_level_itself(p, word):
+    one = np.ones(1)
+    assert call(p * one, one, one, words=("supported",), alpha=0.05).word_M == [word]
+    refuted = call(one, p * one, one, words=("supported",), alpha=0.05).word_M
+    assert refuted == ["contradicted" if word == "supported" else word]

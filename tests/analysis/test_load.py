@@ -13,7 +13,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from analysis.load import ResultsError, load_results
+from analysis.load import FLOW_TIMES, ResultsError, load_results, spread_times
+from analysis.outcomes import measure_flow
 from harness.records import AnalysisPlan, ChoiceRow, TrialRow
 from tests.analysis.conftest import (
     Study,
@@ -93,7 +94,7 @@ def test_trials_that_nobody_planned_are_counted_and_left_out(folder):
     results = load_results(str(folder))
     assert results.unplanned == 2
     assert len(results.trials) == 7
-    assert "2 trials in the folder are not part of the plan" in results.warnings[0]
+    assert results.warnings[0] == "Outside the plan, and left out: 2 trials in the folder."
 
 
 def test_a_folder_that_is_not_there(tmp_path):
@@ -173,6 +174,7 @@ def test_two_different_results_of_one_trial_are_refused(folder):
     said = refusal(folder)
     assert path.name in said
     assert "part-0.parquet" in said
+    assert f"python -m harness.replay {folder} {path.stem}" in said
 
 
 def test_compacted_rows_count_once(folder):
@@ -228,7 +230,67 @@ def test_losing_placements_alike_is_no_warning(tmp_path):
 
 def test_lost_readings_of_a_finished_trial_are_warned_of(folder):
     first(folder, "gradients").unlink()
-    assert "rows in gradients/ of 1 trials are lost" in load_results(str(folder)).warnings[0]
+    (warning,) = load_results(str(folder)).warnings
+    assert "rows in gradients/ of 1 trial are lost" in warning
+    assert f"python -m harness.upkeep repair {folder} sets what is left of them aside" in warning
+
+
+@pytest.fixture(scope="module")
+def long_study(tmp_path_factory):
+    """Trials with more readings than are shown, the first epoch's end not among these; one diverged."""
+    folder = tmp_path_factory.mktemp("long")
+    study = Study(
+        architectures=("plain",),
+        depths=(8,),
+        seeds=range(2),
+        epochs=35,
+        diverges=lambda t: t.placement == "none" and t.seed == 0,
+    )
+    write_study(folder, study, rng=np.random.default_rng(0))
+    return folder, study
+
+
+@pytest.mark.parametrize("window", ["first-epoch", "all", "init", "last"])
+@pytest.mark.parametrize("layer", ["first", "mean", "slope"])
+def test_the_readings_that_are_kept_give_the_flow_that_all_would(long_study, window, layer):
+    folder, study = long_study
+    plan = replace(study.plan, gradient_window=window, gradient_layer=layer)
+    write_plan(folder, study.trials, plan)
+    kept = load_results(str(folder)).gradients
+    stored = pd.concat(map(pd.read_parquet, (folder / "gradients").iterdir()))
+    pd.testing.assert_series_equal(measure_flow(kept, plan), measure_flow(stored, plan))
+    if window != "all":
+        assert len(kept) < len(stored) / 1.5
+
+
+def test_readings_stand_for_all_of_a_trial_from_the_first_to_the_last(long_study):
+    folder, study = long_study
+    write_plan(folder, study.trials, study.plan)
+    results = load_results(str(folder))
+    status = results.trials.set_index("trial_id")["status"]
+    for trial_id, rows in results.gradients.groupby("trial_id"):
+        stored = pq.read_table(folder / "gradients" / f"{trial_id}.parquet").to_pandas()
+        late = set(rows["step"][rows["epoch"] > 1])
+        assert {rows["step"].min(), rows["step"].max()} == {0, stored["step"].max()}
+        assert set(rows["step"]) >= set(stored["step"][stored["epoch"] <= 1])
+        if status[trial_id] == "diverged":
+            assert len(rows) == len(stored)
+        else:
+            assert 2 < len(late) < FLOW_TIMES
+
+
+def test_the_identities_are_those_of_all_readings(long_study):
+    folder, study = long_study
+    write_plan(folder, study.trials, study.plan)
+    stored = pd.concat(map(pd.read_parquet, (folder / "gradients").iterdir()))
+    largest = stored[["qa_sum", "qa_dot"]].abs().max()
+    assert load_results(str(folder)).identities == pytest.approx(dict(largest))
+
+
+def test_times_are_few_the_first_and_the_last_among_them():
+    steps = spread_times(list(range(1000)))
+    assert 2 < len(steps) <= FLOW_TIMES
+    assert {0, 999} <= steps
 
 
 def test_a_file_that_would_fill_the_memory_is_refused(folder, monkeypatch):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from analysis.multiplicity import benjamini_hochberg, holm
+from analysis.multiplicity import benjamini_hochberg, holm, holm_level
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
@@ -18,6 +18,27 @@ def test_holm_agrees_with_statsmodels(p):
 @given(p_values)
 def test_benjamini_hochberg_agrees_with_statsmodels(p):
     np.testing.assert_allclose(benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1])
+
+
+def test_benjamini_hochberg_rejects_four_in_the_example_of_its_paper():
+    """Benjamini & Hochberg 1995, section 4.2: fifteen hypotheses on thrombolysis; Bonferroni three."""
+    p = [
+        *(0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344),
+        *(0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0000),
+    ]
+    assert (benjamini_hochberg(p) <= 0.05).sum() == 4
+    assert (holm(p) <= 0.05).sum() == 3
+    np.testing.assert_allclose(benjamini_hochberg(p)[:5], [0.0015, 0.003, 0.0095, 0.035625, 0.0603])
+
+
+@given(st.lists(st.floats(1e-6, 1) | st.just(float("nan")), min_size=1, max_size=6))
+def test_the_level_of_holm_is_where_the_answer_changes(p):
+    level_M = holm_level(p, alpha=0.05)
+    for number, level in enumerate(level_M):
+        just_below, just_above = list(p), list(p)
+        just_below[number], just_above[number] = level * (1 - 1e-9), level * (1 + 1e-9)
+        assert holm(just_below)[number] <= 0.05
+        assert holm(just_above)[number] > 0.05
 
 
 @pytest.mark.parametrize("adjust", [holm, benjamini_hochberg])

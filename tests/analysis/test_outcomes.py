@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import outcomes
 from analysis.load import load_results
 from analysis.outcomes import collect_outcomes, measure_flow
 from harness.records import AnalysisPlan
@@ -202,6 +203,48 @@ def test_an_arm_with_borrowed_flow_has_a_name_of_its_own(tmp_path):
     assert len(outcomes.cells) == 1
     expected = 100 * own.trials.query("placement == 'after' and seed == 0")["test_accuracy"].item()
     assert outcomes.values_of("accuracy", "after")[0, 0] == expected
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "bits", "images"),
+    [
+        ([0.8], [b"\xf0\x0f"], 10),
+        ([np.nan, 0.5], [b"", b"\xf0\x00"], 9),  # 8 images need but one byte
+        ([0.0, 0.0], [b"\x00\x00", b"\x00\x00"], 9),
+        ([0.0, 0.8], [b"\x00\x00", b"\xf0\x0f"], 10),
+        ([1e-9], [b"\xf0\x0f"], 16),
+        ([0.9], [b""], 0),
+        ([], [], 0),
+    ],
+)
+def test_the_test_part_is_as_large_as_its_bits_and_accuracy_say(accuracies, bits, images):
+    """And never larger than its bytes have room for, whatever a row claims."""
+    assert outcomes._count_test_images(bits, np.array(accuracies)) == images
+
+
+def test_cells_carry_the_settings_that_others_are_compared_by(tmp_path):
+    _, (found,) = collect(tmp_path, Study(architectures=["plain", "resnet"], depths=[8, 14]))
+    assert len({cell.settings for cell in found.cells}) == 1
+    assert 128 in found.cells[0].settings  # the batch size
+
+
+@pytest.mark.parametrize("layer", ["first", "mean", "slope"])
+@pytest.mark.parametrize("window", ["init", "first-epoch", "last", "all"])
+def test_flow_is_also_measured_with_another_layer_or_time(tmp_path, layer, window):
+    plan = replace(PLAN, gradient_layer=layer, gradient_window=window)
+    results, (found,) = collect(tmp_path, Study(seeds=range(2), plan=plan))
+    plans = dict(outcomes.vary_flow(plan))
+    assert list(found.other_flows) == list(plans)
+    for other in plans.values():
+        same = [other.gradient_layer == layer, other.gradient_window == window]
+        assert sorted(same) == [False, True]
+    trial = results.trials.query("placement == 'after' and depth == 8 and seed == 1").iloc[0]
+    assert trial["architecture"] == "plain"
+    p, c = found.placements.index("after"), [cell.label for cell in found.cells].index("plain-8")
+    for name, other in plans.items():
+        expected = measure_flow(results.gradients, other)[trial["trial_id"]]
+        assert found.other_flows[name][p, c, 1] == expected
+    assert len({float(flow_PCS[p, c, 1]) for flow_PCS in found.other_flows.values()}) == len(plans)
 
 
 def test_tuning_trials_take_no_part(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
 import json
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,14 @@ import pytest
 from analysis import report
 from harness.records import AnalysisPlan, ChoiceRow
 from harness.trials import PROGRAMS
-from tests.analysis.conftest import Study, always, write_choices, write_plan, write_study
+from tests.analysis.conftest import (
+    Study,
+    always,
+    write_choices,
+    write_failure,
+    write_plan,
+    write_study,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "</script><script>alert(1)</script>"
@@ -109,11 +118,10 @@ def test_the_choices_are_told_with_their_scores_and_the_edge_of_the_list(tuned):
     page = (tuned / "index.html").read_text(encoding="utf-8")
     section = page[page.index('<section id="tuning"') :].partition("</section>")[0]
     assert "6 of 6 arms do best at the smallest or largest rate tried" in section
-    rows = re.findall(r"<tr><th scope=.row.>(.*?)</tr>", section)
+    rows = re.findall(r"<tr><th scope=.row.>(.*)", section)
     assert len(rows) == 6
     assert re.sub("<[^>]*>", "|", rows[0]) == (
-        "plain-8||before||0.2||0.0005||90.00||▲ edge of the list||"
-        "0.05: 82.5 (1✕); 0.1: 85.0; 0.2: 90.0|"
+        "plain-8|before|0.2|0.0005|90.00|▲ edge of the list|0.05: 82.5 (1✕); 0.1: 85.0; 0.2: 90.0"
     )
 
 
@@ -261,11 +269,11 @@ def test_the_page_prints_to_pdf(tmp_path):
     assert len(content) > 50_000
 
 
-def test_a_pdf_without_a_browser_is_one_message(tmp_path, monkeypatch, capsys):
-    study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
-    write_study(tmp_path, study, rng=np.random.default_rng(0))
+def test_a_pdf_without_a_browser_is_refused_ahead_of_any_reading(monkeypatch, capsys):
     monkeypatch.setattr("analysis.report._BROWSERS", ())
-    assert report.main([str(tmp_path), "--format", "pdf"]) == 2
+    with pytest.raises(SystemExit) as refused:
+        report.main(["no-such-folder", "--format", "pdf"])
+    assert refused.value.code == 2
     assert "a PDF needs Chromium or Chrome" in capsys.readouterr().err
 
 
@@ -273,14 +281,115 @@ def test_strings_of_the_results_do_not_become_markup(page_of):
     page = page_of("hostile names").read_text(encoding="utf-8")
     assert "alert(1)" in page
     assert HOSTILE not in page
+    assert re.sub("<script.*?</script>", "", page, flags=re.DOTALL).count("<script") == 0
 
 
-def test_results_that_cannot_be_analysed_are_one_message_and_exit_code_2(tmp_path, capsys):
-    assert report.main([str(tmp_path / "nothing")]) == 2
+def test_names_are_shown_as_they_are_but_for_marks_that_turn_the_line(page_of):
+    page = page_of("odd names")
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    turned, *others = ODD
+    assert all(name in text for name in others)
+    assert turned not in text
+    assert turned.replace("\u202e", "\N{REPLACEMENT CHARACTER}") in text
+    assert "\u202e" not in "".join(
+        json.dumps(spec, ensure_ascii=False) for _, spec in charts_of(page)
+    )
+
+
+def test_figures_of_different_names_are_different_files():
+    names = ["a b", "a_b!", "a_b?", "a*b", "x" * 300, "x" * 301, "..", "/etc/passwd"]
+    files = {report._file_name(name) for name in names}
+    assert len(files) == len(names)
+    assert all(re.fullmatch(r"[\w-]{1,140}", file) for file in files)
+
+
+def test_results_that_cannot_be_analysed_are_one_message_and_exit_code_3(tmp_path, capsys):
+    assert report.main([str(tmp_path / "nothing")]) == 3
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "there is no such results folder" in said.err
+
+
+def test_a_report_that_cannot_be_written_is_one_message_and_exit_code_3(tmp_path, capsys):
+    study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    (tmp_path / "report").write_text("a file in the way", encoding="utf-8")
+    assert report.main([str(tmp_path)]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "the report cannot be written there" in said.err
+
+
+def test_an_interruption_is_one_line_that_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.report.load_results", interrupt)
+    assert report.main(["results/full", "--watch"]) == 130
+    said = capsys.readouterr().err
+    assert said == (
+        "\nstopped; to write the report: python -m analysis.report results/full --watch\n"
+    )
+
+
+def test_the_help_lists_the_exit_codes(capsys):
+    with pytest.raises(SystemExit) as helped:
+        report.main(["--help"])
+    assert helped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Exit codes: 0 .*, 2 .*, 3 the results folder .*, 130 interrupted\.", said)
+
+
+def charts_of(page: Path) -> list[tuple[str, dict]]:
+    """Each chart of a page as its script draws it, with the name of the figure that it stands in."""
+    text = page.read_text(encoding="utf-8")
+    packed = re.search(r'id="content">([^<]*)<', text)[1]
+    content = json.loads(zlib.decompress(base64.b64decode(packed), wbits=-zlib.MAX_WBITS))
+    figure, names = "", []
+    for tag in re.finditer(r'<figure (?:id="figure-([^"]*)"|class="(strip)")|class="chart"', text):
+        figure = tag[1] or tag[2] or figure
+        names += [figure] if tag[0] == 'class="chart"' else []
+    return list(zip(names, content["charts"], strict=True))
+
+
+def test_every_chart_stands_in_its_own_figure(tuned):
+    charts = charts_of(tuned / "index.html")
+    titles = {name: set() for name, _ in charts}
+    for name, spec in charts:
+        titles[name].add(json.dumps(spec).count("epochs trained"))
+    assert all(found == {int("flow-map" in name)} for name, found in titles.items())
+    assert sum("flow-map" in name for name in titles) == 4
+
+
+def test_a_name_that_a_spreadsheet_would_run_is_text_in_the_tables(tmp_path):
+    formula = "=cmd|'/C calc'!A0"
+    study = Study(
+        architectures=("plain",),
+        placements=("before", formula),
+        depths=(8,),
+        programs={"plain": {**PROGRAMS["plain"], formula: "conv act norm"}},
+    )
+    report_of(tmp_path, study)
+    trials = pd.read_csv(tmp_path / "report" / "trials.csv")
+    assert set(trials["placement"]) == {"before", f"'{formula}"}
+    effects = pd.read_csv(tmp_path / "report" / "effects.csv")
+    assert set(effects["arm"]) == {f"'{formula}"}
+
+
+def test_thousands_of_failures_and_missing_trials_keep_the_page_small(tmp_path):
+    study = Study(architectures=("plain",), depths=(8,), seeds=range(300), is_lost=always)
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    for attempt in range(1, 4):
+        for trial in study.trials:
+            write_failure(tmp_path, trial, attempt=attempt)
+    assert report.main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="integrity"') :].partition("</section>")[0]
+    assert len(section) < 10_000
+    assert '<th scope="row">2700<td>900<td>out of memory' in section
+    assert "<td>0-299" in section
 
 
 def test_an_unknown_format_is_refused(tmp_path, capsys):
@@ -343,6 +452,19 @@ def hostile_study() -> Study:
     )
 
 
+ODD = ("\u202eesrever", "{{7*7}}", "🦆" * 20, "x" * 300)
+
+
+def oddly_named_study() -> Study:
+    programs = {**PROGRAMS["plain"], **dict.fromkeys(ODD, "conv act norm")}
+    return Study(
+        architectures=("plain",),
+        placements=("before", *ODD),
+        depths=(8,),
+        programs={"plain": programs},
+    )
+
+
 EMPTY_STATES = {
     "one seed": Study(seeds=[0], depths=(8,)),
     "one architecture": Study(architectures=("resnet",), depths=(8,)),
@@ -352,6 +474,7 @@ EMPTY_STATES = {
     "everything diverged": Study(depths=(8,), diverges=always),
     "one arm diverged": Study(depths=(8,), diverges=lambda t: t.placement == "after"),
     "hostile names": hostile_study(),
+    "odd names": oddly_named_study(),
 }
 
 

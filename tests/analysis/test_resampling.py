@@ -119,7 +119,7 @@ def test_one_outlier_hardly_moves_the_hodges_lehmann_estimate():
 
 @given(differences)
 def test_superiority_of_the_arms_adds_up_to_one(diff_P):
-    assert superiority(diff_P) + superiority(-diff_P) == 1
+    assert superiority(diff_P) + superiority(-diff_P) == pytest.approx(1)
 
 
 @given(st.integers(0, 15), st.integers(0, 15))
@@ -128,6 +128,11 @@ def test_mcnemar_agrees_with_statsmodels_and_with_the_binomial(arm_only, baselin
     assert p == pytest.approx(mcnemar([[3, arm_only], [baseline_only, 4]], exact=True).pvalue)
     if arm_only + baseline_only:
         assert p == pytest.approx(stats.binomtest(arm_only, arm_only + baseline_only).pvalue)
+
+
+def test_mcnemar_agrees_with_the_published_survey_of_approval():
+    """Agresti 1990, p. 350, as in R's help of mcnemar.test: binom.test(86, 86 + 150)."""
+    assert mcnemar_test(86, 150) == pytest.approx(3.716e-05, abs=5e-9)
 
 
 def test_mcnemar_takes_arrays():
@@ -139,6 +144,15 @@ def test_the_interval_of_a_product_agrees_with_the_exact_normal_case():
     low, high = product_interval(2.0, 0.5, 9, 3.0, 0.0, 9, draws=400_000, rng=rng())
     half = 3.0 * 0.5 * stats.t.ppf(0.975, 9)
     assert [low, high] == pytest.approx([6 - half, 6 + half], abs=0.03)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_interval_of_a_product_is_that_of_t_where_one_factor_is_sure(swap):
+    sure, unsure = (2.0, 1e-9, 100.0), (1.0, 0.5, 3.0)
+    first, second = (unsure, sure) if swap else (sure, unsure)
+    found = product_interval(*first, *second, draws=200_000, rng=np.random.default_rng(0))
+    half = stats.t.ppf(0.975, 3) * 0.5
+    assert found == pytest.approx((2 * (1 - half), 2 * (1 + half)), abs=0.06)
 
 
 def test_the_interval_of_a_product_depends_on_the_generator_alone():

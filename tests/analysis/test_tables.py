@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from scipy import stats
 from analysis import tables
 from analysis.effects import accuracy_effects
 from analysis.load import load_results
-from tests.analysis.conftest import Study, write_study
+from tests.analysis.conftest import Study, write_plan, write_study
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def readings(results):
-    named = tables.name_panels(tables.name_variants(results.planned))
-    return tables.read_flow(results, named[["panel", "depth"]].drop_duplicates())
+    return tables.read_flow(results, tables.tabulate_trials(results))
 
 
 def test_every_planned_trial_has_one_state(results):
@@ -89,14 +89,74 @@ def test_an_absent_placement_has_no_differences(readings):
 def test_readings_without_a_logarithm_are_left_out(results):
     silent = results.gradients.assign(actgrad_total=0.0)
     muted = type(results)(**{**vars(results), "gradients": silent})
-    named = tables.name_panels(tables.name_variants(results.planned))
-    assert tables.read_flow(muted, named[["panel", "depth"]].drop_duplicates()).empty
+    assert tables.read_flow(muted, tables.tabulate_trials(results)).empty
 
 
-def test_a_map_shows_few_times_the_first_and_the_last_among_them():
-    steps = tables._spread_times(list(range(1000)))
-    assert len(steps) <= tables.FLOW_TIMES
-    assert {0, 999} <= steps
+def test_rates_compared_within_a_study_tell_its_panels_apart(tmp_path):
+    slow, fast = (
+        Study(architectures=("plain",), depths=(8,), seeds=range(2), settings={"lr": lr})
+        for lr in (0.05, 0.2)
+    )
+    trials = [
+        trial
+        for study in (slow, fast)
+        for trial in write_study(tmp_path, study, rng=np.random.default_rng(0))
+    ]
+    write_plan(tmp_path, trials, slow.plan)
+    results = load_results(str(tmp_path))
+    named = tables.tabulate_trials(results)
+    assert set(named["panel"]) == {"plain lr=0.05", "plain lr=0.2"}
+    pairs = tables.name_panels(tables.tabulate_pairs(accuracy_effects(results)))
+    assert set(pairs["panel"]) == set(named["panel"])
+    assert set(tables.read_flow(results, named)["panel"]) == set(named["panel"])
+
+
+def test_rates_that_arms_were_given_are_no_part_of_the_cell(tmp_path):
+    before = Study(architectures=("plain",), depths=(8,), placements=("before",))
+    after = replace(before, placements=("after",), settings={"lr": 0.2})
+    trials = [
+        trial
+        for study in (before, after)
+        for trial in write_study(tmp_path, study, rng=np.random.default_rng(0))
+    ]
+    write_plan(tmp_path, trials, before.plan)
+    assert set(tables.tabulate_trials(load_results(str(tmp_path)))["panel"]) == {"plain"}
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=cmd|'/C calc'!A0", "'=cmd|'/C calc'!A0"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("\t=1", "'\t=1"),
+        ("after-add", "after-add"),
+    ],
+)
+def test_no_text_runs_as_a_formula_in_a_spreadsheet(text, written):
+    frame = pd.DataFrame({"placement": [text], "estimate": [-0.5]})
+    assert tables.without_formulas(frame).to_dict("records") == [
+        {"placement": written, "estimate": -0.5}
+    ]
+
+
+def test_failures_are_counted_by_what_was_said():
+    failures = pd.DataFrame(
+        [
+            (f"{number % 3}", f"trial {number % 3}", "out of memory", "no room", number)
+            for number in range(9)
+        ]
+        + [("0", "trial 0", "timeout", "too long", 20)],
+        columns=["trial_id", "trial", "kind", "message", "failed_at"],
+    )
+    first, second = tables.tabulate_failures(failures).to_dict("records")
+    assert first["message"] == "no room"
+    assert (first["attempts"], first["trials"], first["trial"], first["last"]) == (
+        *(9, 3, "trial 0"),
+        8,
+    )
+    assert second["attempts"] == 1
 
 
 @pytest.mark.parametrize("count", [1, 8, 32, 56, 110])
