@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from harness.errors import ClusterError
-from harness.forecast import Forecast
+from harness.forecast import MULTIPLY_ADDS_PER_SECOND, Forecast
 from harness.records import TrialRow
 from harness.trials import Trial
 
@@ -29,6 +29,11 @@ SPOT_SHARE = 0.5
 
 BOOT_TIME = 300.0
 """Seconds from asking for a machine to its first trial: its start, and its environment's setup."""
+
+_GPU_GUESS = (
+    f"guessed from the size of the networks: {MULTIPLY_ADDS_PER_SECOND['cuda']:.0e} multiply-adds a "
+    "second are assumed of a GPU, and no gain from sharing one; no trial has been timed on it yet"
+)
 
 Prices = Mapping[str, float]
 
@@ -133,13 +138,17 @@ def describe_costs(
     gpus: float | None,
     prices: Prices,
 ) -> Iterator[str]:
-    """Hours and money of training `missing` on each kind of worker in a cluster file, and the basis.
+    """Hours and money of training `missing` on one machine of each kind and on a fleet; the basis.
+
+    Where no trial has been timed on a GPU, those that share one are taken to gain nothing by it:
+    what a guess from the size of the network leaves free on the card nobody knows.
 
     Raises:
         ClusterError: as `read_machines`.
     """
     finished = list(finished)
     head, kinds = read_machines(file, prices)
+    bases: dict[str, None] = {}
     for kind in kinds:
         room = kind.count_room(cpus, gpus)
         if not room:
@@ -147,20 +156,24 @@ def describe_costs(
             continue
         device = "cuda" if kind.gpus and gpus != 0 else "cpu"
         forecast = Forecast(device)
-        for trial, row in finished:
-            if row.device_kind == device:
-                forecast.note(trial, row.wall_time)
+        timed = [(trial, row) for trial, row in finished if row.device_kind == device]
+        for trial, row in timed:
+            forecast.note(trial, row.wall_time)
+        is_guessed_for_gpu = device == "cuda" and not timed
+        bases[_GPU_GUESS if is_guessed_for_gpu else forecast.basis] = None
+        at_once = min(room, math.ceil(kind.gpus)) if is_guessed_for_gpu else room
         durations = [forecast.seconds(trial) for trial in missing]
-        most = min(kind.most * room, len(missing))
+        most = min(kind.most * at_once, len(missing))
         workers = count_worthwhile_workers(sum(durations), present=0, most=most)
-        machines = math.ceil(workers / room)
-        hours = (BOOT_TIME + max(sum(durations) / workers, *durations)) / 3600
-        money = hours * (machines * kind.price + head.price)
-        yield (
-            f"{machines} {kind.name} ({kind.instance}, {room} trial{'s' * (room != 1)} each): roughly "
-            f"{hours:.1f} h, {machines * hours:.1f} machine-hours, {money:.2f} USD with the head; "
-            f"{forecast.basis}"
-        )
+        for machines in sorted({1, math.ceil(workers / at_once)}):
+            together = min(machines * at_once, workers)
+            hours = (BOOT_TIME + max(sum(durations) / together, *durations)) / 3600
+            money = hours * (machines * kind.price + head.price)
+            yield (
+                f"{machines} {kind.name} ({kind.instance}, {room} trial{'s' * (room != 1)} each): "
+                f"roughly {hours:.1f} h, {machines * hours:.1f} machine-hours, {money:.2f} USD with the head"
+            )
+    yield from bases
     yield (
         f"computed, not billed: AWS's prices of {PRICES_AS_OF}, spot at {SPOT_SHARE:.0%} of them, "
         "disks and traffic aside; --price NODE=USD replaces one"

@@ -21,6 +21,7 @@ from harness.errors import GridError
 
 MAX_BYTES = 2**18
 MAX_VALUES = 20_000
+MAX_MISTAKES = 50
 MAX_SEEDS = 100_000
 
 Loc = tuple[int | str, ...]
@@ -74,13 +75,16 @@ class Document:
 
     def raise_mistakes(self) -> None:
         """In the order of the lines, each once, those of the command line first."""
-        if self._mistakes:
-            lines = [text for _, text in sorted(self._mistakes, key=lambda mistake: mistake[0])]
-            raise GridError(list(dict.fromkeys(lines)))
+        ordered = sorted(self._mistakes, key=lambda mistake: mistake[0])
+        lines = list(dict.fromkeys(text for _, text in ordered))
+        if len(lines) > MAX_MISTAKES:
+            lines[MAX_MISTAKES:] = [f"{self._path}: {len(lines) - MAX_MISTAKES} more mistakes"]
+        if lines:
+            raise GridError(lines)
 
     def override(self, text: str) -> None:
         """Put the value of `key=value` in the place of the file's."""
-        place = Place(f"command line: {text}", 0)
+        place = _on_command_line(text)
         key, equals, value = text.partition("=")
         at = tuple(key.split("."))
         if len(at) == 1:
@@ -105,7 +109,7 @@ class Document:
 
     def override_seeds(self, text: str) -> None:
         """Put a count ("5") or a list ("0,1,2", "0-9") in the place of the file's seeds."""
-        place = Place(f"command line: --seeds {text}", 0)
+        place = _on_command_line(f"--seeds {text}")
         seeds: list[int] = []
         if re.fullmatch(r"[0-9]{1,10}", text):
             self._replace(("seeds",), int(text), place)
@@ -136,7 +140,7 @@ class Document:
             if at[0] == "defaults" and mappings and all(at[1] in p for p in mappings.values()):
                 lines = ", ".join(str(self.place(("grid", i, at[1])).line) for i in mappings)
                 self._refuse(
-                    Place(f"command line: {text}", 0),
+                    _on_command_line(text),
                     f"changes nothing: every product sets {at[1]} itself (line {lines})",
                 )
         for index, product in mappings.items():
@@ -202,8 +206,15 @@ class _NotYaml(Exception):  # noqa: N818 - never leaves this module
 _TAGS = {"str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map"}
 
 
+def _on_command_line(text: str) -> Place:
+    plain = text.isprintable() and len(text) <= 200
+    return Place(f"command line: {text if plain else show(text)}", 0)
+
+
 def _read_text(path: Path) -> str:
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise GridError([f"{path}: a pipe or a device; a grid is a file"])  # it might not end
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -226,7 +237,7 @@ def _read_text(path: Path) -> str:
 
 
 def _grids_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("[!.]*.y*ml"))
+    return sorted(path.name for path in folder.glob("[!.]*.y*ml") if path.is_file())
 
 
 def _compose(text: str) -> yaml.Node | None:
@@ -244,7 +255,7 @@ def _compose(text: str) -> yaml.Node | None:
     except RecursionError:
         raise _NotYaml(1, "nested too deeply for a grid") from None
     if unfolded > MAX_VALUES:
-        raise _NotYaml(1, f"its aliases unfold into more than {MAX_VALUES:,} values")
+        raise _NotYaml(1, f"more than {MAX_VALUES:,} values, its aliases written out")
     return node
 
 
@@ -254,7 +265,11 @@ def _explain_yaml(error: yaml.MarkedYAMLError) -> str:
         return "a tab; YAML is indented with spaces"
     if "another document" in problem:
         return "a second document begins; a grid is one"
-    return f"not YAML: {problem}, {error.context}" if error.context else f"not YAML: {problem}"
+    if not error.context:
+        return f"not YAML: {problem}"
+    begun, found = error.context_mark, error.problem_mark
+    since = f" from line {begun.line + 1}" if begun and found and begun.line < found.line else ""
+    return f"not YAML: {problem}, {error.context}{since}"
 
 
 def _count_unfolded(node: yaml.Node, known: dict[int, int]) -> int:
@@ -336,10 +351,12 @@ def did_you_mean(found: str, words: Sequence[str]) -> str:
 
 
 def show(value: object) -> str:
-    """A value as a mistake quotes it: printable, on one line, not long.
+    r"""A value as a mistake quotes it: printable, on one line, not long.
 
     >>> show("on"), show(None), show(True), show([1])
     ("'on'", 'null', 'true', 'a list')
+    >>> print(show("\uff11"))  # not the digit it looks like
+    '\uff11' (that is '\uff11')
     """
     match value:
         case None | bool():
@@ -348,11 +365,18 @@ def show(value: object) -> str:
             return "a mapping"
         case list() | tuple():
             return "a list"
-        case str() if len(value) > 60:
-            return f"{value[:60]!r}..."
+        case str():
+            return _show_text(value)
         case int() if abs(value) >= 10**30:
             return "a number of more than 30 digits"
     return repr(value)
+
+
+def _show_text(text: str) -> str:
+    if len(text) > 60:
+        return f"{text[:60]!r}..."
+    # Letters may look alike and not be the same.
+    return f"{text!r}" if ascii(text) == repr(text) else f"{text!r} (that is {text!a})"
 
 
 def _dotted(at: Loc) -> str:

@@ -1,8 +1,7 @@
 """Hand missing trials to Ray Tune: place, retry, stop. The only file that knows Ray.
 
-A *pack* is the seeds of one cell that train together. A *shard* is the packs that travel to a
-worker in one Tune trial, because starting one of those costs more than a short training run. Each
-trial still commits by itself, from its worker, so that a lost shard loses only what is unfinished.
+A Tune trial is one shard (`harness.shards`): trials of a second or two would cost less than their
+own start, so that they travel together, to workers that stay warm.
 
 Tune is not asked what came out of it: it returns normally after an interruption, and raises when
 one worker meets something it does not expect. The store is asked instead, ahead of every *pass*
@@ -15,8 +14,10 @@ import faulthandler
 import io
 import logging
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,16 +25,16 @@ import time
 import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 import yaml
 from ray import cloudpickle, tune
+from ray._private import services as ray_services
 from ray._private import utils as ray_utils
 from ray._private.state import state as cluster_state  # knows what an autoscaler could add
 from ray.exceptions import OutOfMemoryError, RayTaskError
@@ -45,8 +46,22 @@ from harness.costs import count_worthwhile_workers
 from harness.devices import Network, assign_devices, find_type, network_of
 from harness.errors import ClusterError, HarnessError
 from harness.forecast import count_cpus
-from harness.provenance import digest_code
-from harness.records import FailureRow, TrialRows
+from harness.provenance import COMMIT_VARIABLE, digest_code, read_commit
+from harness.records import TrialRows
+from harness.shards import (
+    KEEP_EVERY,
+    MOST_SHARDS,
+    Pack,
+    Partial,
+    Shard,
+    Standing,
+    Start,
+    classify,
+    cut_shards,
+    pack_trials,
+    say_size,
+    write_failures,
+)
 from harness.trials import Trial
 
 if TYPE_CHECKING:
@@ -57,28 +72,11 @@ if TYPE_CHECKING:
     from harness.datasets import Images
     from harness.store import Store
 
-Pack = tuple[Trial, ...]
-TrainPack = Callable[[Pack, bool, int, str], list[TrialRows]]
-"""What a worker does with a pack: (pack, on a GPU, attempt, run) -> rows."""
-
-STARTS = 3
-"""Starts of a trial in one run. A lost worker or too little memory may be bad luck."""
-
-EXCEPTIONS = 2
-"""Exceptions of a trial in one run. Training is deterministic: the second one settles it."""
-
-TIMEOUTS = 2
-"""The same for a trial that does not come to its end: each costs its whole time limit."""
+TrainPack = Callable[[Start], list[TrialRows]]
+"""What a worker does with a pack: it may go on from what an earlier start has left."""
 
 GRACE = 30.0
 """Seconds after its time limit at which a worker that could not even say so is killed."""
-
-SHORTEST_SHARD = 2.0
-LONGEST_SHARD = 120.0
-"""Seconds of estimated work: enough to pay for a Tune trial, little enough to lose."""
-
-MOST_SHARDS = 1_000
-"""Tune's own cost grows with the square of the number of its trials."""
 
 FAILED_STARTS = 5
 """Workers that fail one after the other before they begin: the cluster is at fault, not a trial."""
@@ -105,6 +103,9 @@ _ENVIRONMENT = {
 
 BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster file on the head."""
+
+PACKAGE = Path(__file__).parent
+"""The code that workers run."""
 
 _DEVICE_TYPE = "accelerator_type:"
 """Ray's prefix of the resource that a node has for its type of GPU."""
@@ -143,15 +144,31 @@ class Watcher(Protocol):
     def note_finish(self, finish: Finish) -> None: ...
 
 
-def train_with_torch(pack: Pack, on_gpu: bool, attempt: int, run: str) -> list[TrialRows]:
+def train_with_torch(start: Start) -> list[TrialRows]:
     """Train a pack in this process, which keeps the images it has loaded."""
     import torch  # noqa: PLC0415  only workers pay for it, the driver stays lean
 
+    from harness.checkpoints import Checkpoint  # noqa: PLC0415  the same
     from harness.train import prepare_worker, train_pack  # noqa: PLC0415  the same
 
-    prepare_worker(pack[0].threads)
-    device = torch.device("cuda" if on_gpu else "cpu")
-    return train_pack(pack, _load_once(pack[0].dataset), device=device, attempt=attempt, run=run)
+    trial = start.pack[0]
+    prepare_worker(trial.threads)
+    device = torch.device("cuda" if start.on_gpu else "cpu")
+    return train_pack(
+        start.pack,
+        _load_once(trial.dataset),
+        device=device,
+        attempt=start.attempt,
+        run=start.run,
+        checkpoint=Checkpoint(
+            trial,
+            start.partial.read,
+            start.partial.write,
+            device=device,
+            every=start.keep_every,
+        ),
+        captured=not start.has_raised,  # slower and plainer, and the same rows
+    )
 
 
 @cache
@@ -172,6 +189,7 @@ def train_missing(
     watcher: Watcher,
     stop: Event,
     train: TrainPack = train_with_torch,
+    keep_every: float = KEEP_EVERY,
 ) -> None:
     """Train what the store lacks of `trials`, in their order, until nothing more can be done.
 
@@ -180,7 +198,8 @@ def train_missing(
 
     Units:
         estimate: seconds of work in a trial.
-        limit: seconds after which it counts as hanging, and is stopped.
+        limit: seconds after which a start of it counts as hanging, and is stopped.
+        keep_every: seconds between two checkpoints of a trial.
     Raises:
         ClusterError: Ray does not answer, cannot hold a trial, or cannot start a worker; or the
             training code has changed under it.
@@ -199,7 +218,7 @@ def train_missing(
         standing = Standing.read(store, run)
         suspects: list[Pack] = []
         while not stop.is_set():
-            packs = suspects or [pack for pack in _pack(trials) if not standing.is_over(pack)]
+            packs = suspects or [pack for pack in pack_trials(trials) if not standing.is_over(pack)]
             if not packs:
                 return
             device_of = _pin_devices(packs, estimate, store, resources, request) if pinned else {}
@@ -226,6 +245,7 @@ def train_missing(
                 "run": run,
                 "on_gpu": resources["GPU"] > 0,
                 "train": train,
+                "keep_every": keep_every,
                 "code_digest": digest_code(),
                 # Tune takes in some hundred reports a second, whatever the number of workers.
                 "report_every": max(1.0, 0.02 * workers),
@@ -348,48 +368,27 @@ def run_on_every_node(
     return {node: answers[node] for node in arguments}
 
 
-def find_hopeless(failures: Sequence[FailureRow]) -> frozenset[str]:
-    """The trials that the training code as it is now has failed, by exception, often enough."""
-    digest = digest_code()
-    raised = Counter(
-        row.trial_id for row in failures if row.kind == "exception" and row.code_digest == digest
-    )
-    return frozenset(trial_id for trial_id, times in raised.items() if times >= EXCEPTIONS)
+def run_in_worker(function: Callable[..., Any], *arguments: Any, request: Request) -> Any:  # noqa: ANN401
+    """`function(*arguments, on_gpu)`, called once where a trial would be trained.
 
+    On a cluster without such a node it waits for one to come.
 
-def cut_shards(
-    packs: Sequence[Pack], estimate: Callable[[Pack], float], workers: int
-) -> Iterator[Sequence[Pack]]:
-    """Cut the packs, in their order, into shards that get shorter towards the end.
-
-    Each shard takes half of what a fair share of the rest would be, so that all workers come to
-    their end together without a Tune trial for every pack.
-
-    Units:
-        estimate: seconds of work in a pack.
-    Source:
-        Polychronopoulos & Kuck 1987, doi:10.1109/TC.1987.5009495 (guided self-scheduling).
+    Raises:
+        ClusterError: Ray does not answer, has no node that could hold a trial, or lost this one.
+        HarnessError: as the function raises it.
     """
-    seconds = [estimate(pack) for pack in packs]
-    left = sum(seconds)
-    shortest = max(SHORTEST_SHARD, left / MOST_SHARDS)
-    longest = max(LONGEST_SHARD, shortest)
-    first, work = 0, 0.0
-    for index, duration in enumerate(seconds):
-        work += duration
-        target = min(max(left / (2 * workers), shortest), longest)
-        if work >= target or index == len(packs) - 1:
-            yield packs[first : index + 1]
-            left -= work
-            first, work = index + 1, 0.0
-
-
-def _pack(trials: Sequence[Trial]) -> list[Pack]:
-    """Put the trials of one pack together, packs in the order of their first trials."""
-    packs: dict[Trial, list[Trial]] = defaultdict(list)
-    for trial in trials:
-        packs[replace(trial, seed=trial.pack[0])].append(trial)
-    return [tuple(pack) for pack in packs.values()]
+    printed = _LogStream()
+    with redirect_stdout(printed), redirect_stderr(printed), _connect(request):
+        resources, _ = _place(request)
+        # Any: Ray's stubs know no call with a variable number of arguments.
+        remote: Any = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(function)
+        try:
+            return ray.get(remote.remote(*arguments, resources["GPU"] > 0))
+        except Exception as error:  # the border with Ray: a node may be lost in any way
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, HarnessError):
+                raise cause from None
+            raise ClusterError(_last_line(cause)) from error
 
 
 def _pin_devices(
@@ -427,76 +426,6 @@ def _group_by_device(
     yield from groups.items()
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Packs that travel together, and the number of the start each of them is due in this pass."""
-
-    packs: tuple[Pack, ...]
-    attempts: tuple[int, ...]
-    limits: tuple[float, ...]
-    """Seconds after which a pack counts as hanging."""
-    device: str = ""
-    """The only type that may train it, as Ray calls it; any, if empty."""
-
-    def place(self, resources: Mapping[str, float]) -> PlacementGroupFactory:
-        """Where a worker that takes it up may be, if it needs these resources."""
-        # A node has one of its type: a crumb of it says no more than that the node is of the type.
-        type_ = {f"{_DEVICE_TYPE}{self.device}": 0.001} if self.device else {}
-        return PlacementGroupFactory([{**resources, **type_}])
-
-    def limit(self, pack: Pack) -> float:
-        return self.limits[self.packs.index(pack)]
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What the store knows at a moment: finished trials, and by trial the failures of a run."""
-
-    finished: frozenset[str]
-    failures: Mapping[str, Sequence[FailureRow]]
-
-    @classmethod
-    def read(cls, store: Store, run: str) -> Standing:
-        failures: dict[str, list[FailureRow]] = defaultdict(list)
-        for row in sorted(store.read_failures(), key=lambda row: row.attempt):
-            if row.run == run:
-                failures[row.trial_id].append(row)
-        return cls(store.finished_ids(), dict(failures))
-
-    def attempt(self, pack: Pack) -> int:
-        """Number of the pack's next start in this run, from 1."""
-        return 1 + max(len(self.failures.get(trial.id, ())) for trial in pack)
-
-    def is_over(self, pack: Pack) -> bool:
-        """Is every trial of the pack finished or, for this run, given up?"""
-        return all(trial.id in self.finished or self._is_given_up(trial) for trial in pack)
-
-    def open_packs(self, shard: Shard) -> list[tuple[Pack, int]]:
-        """What a worker that takes up the shard now has to train, each with its attempt.
-
-        A pack that has raised in this pass waits for the next one, where workers are new. So the
-        first pack of this list is the one that was in training when a worker was lost.
-        """
-        return [
-            (pack, self.attempt(pack))
-            for pack, attempt in zip(shard.packs, shard.attempts, strict=True)
-            if not self.is_over(pack)
-            and not any(
-                row.attempt >= attempt and row.kind != "worker lost"
-                for trial in pack
-                for row in self.failures.get(trial.id, ())
-            )
-        ]
-
-    def _is_given_up(self, trial: Trial) -> bool:
-        kinds = [row.kind for row in self.failures.get(trial.id, ())]
-        return (
-            len(kinds) >= STARTS
-            or kinds.count("exception") >= EXCEPTIONS
-            or kinds.count("timeout") >= TIMEOUTS
-        )
-
-
 class Worker(tune.Trainable):
     """Trains shard after shard in one warm process; a step reports what has been finished."""
 
@@ -509,6 +438,7 @@ class Worker(tune.Trainable):
         run: str,
         on_gpu: bool,
         train: TrainPack,
+        keep_every: float,
         code_digest: str,
         report_every: float,
     ) -> None:
@@ -517,6 +447,7 @@ class Worker(tune.Trainable):
         self._run = run
         self._on_gpu = on_gpu
         self._train = train
+        self._keep_every = keep_every
         self._code_digest = code_digest
         self._report_every = report_every
         self.reset_config(config)
@@ -532,7 +463,8 @@ class Worker(tune.Trainable):
         try:
             if self._packs is None:
                 self._check_code()
-                self._packs = deque(Standing.read(self._store, self._run).open_packs(self._shard))
+                self._standing = Standing.read(self._store, self._run, self._shard.packs)
+                self._packs = deque(self._standing.open_packs(self._shard))
             while self._packs and time.monotonic() < until:
                 finishes += self._train_and_commit(*self._packs.popleft())
         except HarnessError as error:  # no trial's fault: the driver ends the run with it
@@ -544,28 +476,33 @@ class Worker(tune.Trainable):
         return {"finishes": finishes, "done": not self._packs}
 
     def _check_code(self) -> None:
-        """On one machine workers read the driver's own files, which may change during a run."""
+        """A worker is given the driver's code; this is for whatever may come between."""
         if digest_code() != self._code_digest:
             raise ClusterError(
-                "the training code has changed on disk since the run began, and a new worker would "
-                "train with it; what is finished is kept. Give the command again to go on"
+                "a worker would train with other code than the driver's: the files have changed "
+                f"while the run began, or {PACKAGE} is not what it was given; what is finished is "
+                "kept. Give the command again to go on"
             )
 
     def _train_and_commit(self, pack: Pack, attempt: int) -> list[Finish]:
+        partial = Partial(self._store, pack)
+        raised = self._standing.has_raised(pack)
+        start = Start(pack, attempt, self._run, self._on_gpu, partial, self._keep_every, raised)
         try:
             if self._train is train_with_torch:
                 _load_once(pack[0].dataset)  # a download is no part of the trial, nor of its time
             with self._limited(pack, attempt):
-                packed = self._train(pack, self._on_gpu, attempt, self._run)
+                packed = self._train(start)
         except HarnessError:
             raise
         except Exception as error:  # the border with Ray: becomes a row, and the shard goes on
-            kind = _classify(error)
+            partial.drop()  # what it went on from may be at fault: the next start owes it nothing
+            kind = classify(error)
             if self._on_gpu and kind == "exception":
                 raise  # the process may have lost its GPU: the driver writes the row, Tune starts anew
             message = traceback.format_exception_only(error)[-1].strip()
             if kind == "out of memory":
-                message = f"{message} ({_say_size(pack)})"
+                message = f"{message} ({say_size(pack)})"
             self._write_failures(pack, attempt, kind, message, traceback.format_exc())
             return [Finish(trial.id, "failed", float("nan"), float("nan")) for trial in pack]
         finishes: list[Finish] = []
@@ -573,6 +510,7 @@ class Worker(tune.Trainable):
             self._store.write_trial(rows)
             row = rows.trial
             finishes.append(Finish(row.trial_id, row.status, row.test_accuracy, row.wall_time))
+        partial.drop()
         return finishes
 
     @contextmanager
@@ -604,7 +542,7 @@ class Worker(tune.Trainable):
             faulthandler.cancel_dump_traceback_later()
 
     def _write_failures(self, pack: Pack, attempt: int, kind: str, message: str, text: str) -> None:
-        _write_failures(
+        write_failures(
             self._store,
             pack,
             attempt,
@@ -613,54 +551,6 @@ class Worker(tune.Trainable):
             message=message,
             text=text,
             host=socket.gethostname(),
-        )
-
-
-def _say_size(pack: Pack) -> str:
-    """What an out-of-memory error leaves to be guessed: how large the thing was."""
-    trial = pack[0]
-    together = f" of {len(trial.pack)} seeds" if len(trial.pack) > 1 else ""
-    return (
-        f"{trial.architecture}-{trial.depth}{together}, {trial.width_factor:g} times the width, "
-        f"batches of {trial.batch_size}, {trial.precision}"
-    )
-
-
-def _classify(error: BaseException) -> str:
-    out_of_memory = (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"  # torch's; and Ray's
-        or "not enough memory" in str(error)  # torch's allocator on a CPU
-    )
-    return "out of memory" if out_of_memory else "exception"
-
-
-def _write_failures(
-    store: Store,
-    pack: Pack,
-    attempt: int,
-    run: str,
-    *,
-    kind: str,
-    message: str,
-    text: str,
-    host: str = "",
-) -> None:
-    """Keep one broken start of a pack: a row for each of its trials."""
-    for trial in pack:
-        store.write_failure(
-            FailureRow(
-                trial_id=trial.id,
-                trial=trial.label,
-                attempt=attempt,
-                run=run,
-                kind=kind,
-                message=message,
-                traceback=text,
-                failed_at=datetime.now(UTC),
-                host=host,
-                code_digest=digest_code(),
-            )
         )
 
 
@@ -707,6 +597,10 @@ class _Desk(tune.Callback):
         if self._broken is not None:
             raise self._broken
 
+    def on_step_begin(self, *_: object, **__: object) -> None:
+        """Many times a second: a watcher is to notice that nothing happens, too."""
+        self._watcher.note_running(len(self._running))
+
     def on_trial_start(self, *_: object, trial: Shipment, **__: object) -> None:
         self._failed_starts = 0
         self._running.add(trial.config["shard"])
@@ -747,13 +641,13 @@ class _Desk(tune.Callback):
         if len(self._running) == 1:
             self._note_loss(next(iter(self._running)), error)
             return
-        standing = Standing.read(self._store, self._run)
         for shard in sorted(self._running):
+            standing = self._read_standing(shard)
             self._report_settled(shard, standing)
             self.suspects += [pack for pack, _ in standing.open_packs(self._shards[shard])[:1]]
 
     def _note_loss(self, shard: int, error: BaseException | None) -> None:
-        standing = Standing.read(self._store, self._run)
+        standing = self._read_standing(shard)
         self._report_settled(shard, standing)
         if self._explain_by_timeout(shard, standing):
             return
@@ -767,16 +661,19 @@ class _Desk(tune.Callback):
             kind = "exception"
         elif isinstance(error, OutOfMemoryError):
             kind = "out of memory"
-            message = f"{message} ({_say_size(pack)})"
+            message = f"{message} ({say_size(pack)})"
         elif silence > self._shards[shard].limit(pack):
             kind = "timeout"
         else:
             kind = "worker lost"
         _log.warning("%s: %s, start %d: %s", pack[0].label, kind, attempt, error)
-        _write_failures(
+        write_failures(
             self._store, pack, attempt, self._run, kind=kind, message=message, text=str(error)
         )
-        self._report_settled(shard, Standing.read(self._store, self._run))
+        self._report_settled(shard, self._read_standing(shard))
+
+    def _read_standing(self, shard: int) -> Standing:
+        return Standing.read(self._store, self._run, self._shards[shard].packs)
 
     def _report_settled(self, shard: int, standing: Standing) -> None:
         """Report what was settled although its report was lost with the worker."""
@@ -865,7 +762,7 @@ def _fit(
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(Worker, **setup),
-                lambda config: shards[config["shard"]].place(resources),
+                lambda config: _request_worker(shards[config["shard"]], resources),
             ),
             param_space={"shard": tune.grid_search(list(range(len(shards))))},
             tune_config=tune.TuneConfig(reuse_actors=True, search_alg=demand),
@@ -890,6 +787,13 @@ def _fit(
     return ""
 
 
+def _request_worker(shard: Shard, resources: Mapping[str, float]) -> PlacementGroupFactory:
+    """A worker of these resources, where the shard may be trained."""
+    # A node has one of its type: a crumb of it says no more than that the node is of the type.
+    type_ = {f"{_DEVICE_TYPE}{shard.device}": 0.001} if shard.device else {}
+    return PlacementGroupFactory([{**resources, **type_}])
+
+
 @contextmanager
 def _connect(request: Request) -> Iterator[None]:
     """A local Ray that ends with the block, or a connection to the one at the address."""
@@ -903,35 +807,74 @@ def _connect(request: Request) -> Iterator[None]:
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # It would answer SIGTERM by leaving its own children behind; `stop` decides.
     ray_utils.set_sigterm_handler = lambda _handler: None
+    # A signal to our group, as `timeout` and Slurm send it, would take Ray from under the run.
+    ray_services.ConsolePopen = partial(subprocess.Popen, process_group=0)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if request.address == "local":
-            os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")  # nothing to autoscale
-            ray.init(
-                address="local",
-                num_cpus=count_cpus(),
-                include_dashboard=False,
-                object_store_memory=128 * 2**20,  # holds shards, not data
-                log_to_driver=False,
-                configure_logging=False,
-            )
-        else:
-            _knock(request.address)
-            package = str(Path(__file__).parent)
-            ray.init(
-                address=request.address,
-                runtime_env={"py_modules": [package]},  # workers run the driver's code
-                log_to_driver=False,
-                configure_logging=False,
-            )
-    except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
-        raise ClusterError(f"no Ray at {request.address!r}: {_last_line(error)}") from error
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's C++ side has a handler that aborts
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    if request.address == "local":
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")  # nothing to autoscale
+        code = _copied_code()
+        own: dict[str, Any] = {
+            "num_cpus": count_cpus(),
+            "include_dashboard": False,
+            "object_store_memory": 128 * 2**20,  # holds shards, not data
+        }
+    else:
+        _knock(request.address)
+        code = nullcontext()
+        own = {"runtime_env": _package_code()}
+    with code:
+        try:
+            ray.init(address=request.address, log_to_driver=False, configure_logging=False, **own)
+        except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
+            raise ClusterError(f"no Ray at {request.address!r}: {_last_line(error)}") from error
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's C++ side has a handler that aborts
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _copied_code() -> Iterator[None]:
+    """Let workers on this machine run a copy of this package, by the environment they start from.
+
+    Whatever becomes of the files meanwhile, say by a switch of branches, a worker that starts later
+    runs what the driver runs.
+    """
+    with tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True) as folder:
+        shutil.copytree(PACKAGE, Path(folder) / PACKAGE.name)
+        # Python imports this at its start. Later Ray puts the current folder ahead of all others.
+        (Path(folder) / "sitecustomize.py").write_text(f"import {PACKAGE.name}\n")
+        path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        told = {"PYTHONPATH": path, COMMIT_VARIABLE: _say_commit()}
+        before = {name: os.environ.get(name) for name in told}
+        os.environ.update(told)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def _package_code() -> dict[str, Any]:
+    """The same for workers on a cluster, by Ray's runtime environment."""
+    return {
+        "py_modules": [str(PACKAGE)],
+        "env_vars": {COMMIT_VARIABLE: _say_commit()},
+        "worker_process_setup_hook": _import_package,  # ahead of a checkout that a node may have
+    }
+
+
+def _import_package() -> None:
+    """Nothing more: whoever calls it has imported the package that this file is of."""
+
+
+def _say_commit() -> str:
+    commit, dirty = read_commit()
+    return f"{commit} dirty" if dirty else commit
 
 
 class _LogStream(io.TextIOBase):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from harness.trials import Trial
 
@@ -23,6 +23,9 @@ _VGG_MULTIPLY_ADDS = {11: 153e6, 13: 229e6, 16: 314e6, 19: 399e6}
 SECONDS_PER_LAYER_AND_STEP = 2e-4
 """What a step costs however small its layers are: launching their operations."""
 
+START_UP = 8.0
+"""Seconds ahead of the first trial: Ray's start, and that of workers, which import torch."""
+
 LEAST_LIMIT = 1_200.0
 """Seconds that any trial may take; and a trial longer than that so many times its own."""
 
@@ -30,6 +33,20 @@ LIMIT_OF_MEASURED = 10
 LIMIT_OF_GUESSED = 50
 
 _READINGS_WITHIN_EPOCHS = 8
+
+
+@dataclass(slots=True)
+class _Record:
+    """What some trials have taken; as cheap to add to and to ask whatever their number."""
+
+    trials: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+
+    def note(self, seconds: float) -> None:
+        self.trials += 1
+        self.seconds += seconds
+        self.slowest = max(self.slowest, seconds)
 
 
 class Forecast:
@@ -40,22 +57,28 @@ class Forecast:
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
-        self._of_cell: dict[Trial, list[float]] = defaultdict(list)
-        self._taken = 0.0
+        self._of_cell: dict[Trial, _Record] = defaultdict(_Record)
+        self._of_all = _Record()
         self._guessed = 0.0
 
     def note(self, trial: Trial, seconds: float) -> None:
         """Learn from a finished trial."""
-        self._of_cell[_cell(trial)].append(seconds)
-        self._taken += seconds
+        self._of_cell[_cell(trial)].note(seconds)
+        self._of_all.note(seconds)
         self._guessed += guess_seconds(trial, self._device)
 
     def seconds(self, trial: Trial) -> float:
         """Seconds that the trial will take on one worker."""
         if known := self._of_cell.get(_cell(trial)):
-            return sum(known) / len(known)
-        scale = self._taken / self._guessed if self._guessed else 1.0
+            return known.seconds / known.trials
+        scale = self._of_all.seconds / self._guessed if self._guessed else 1.0
         return scale * guess_seconds(trial, self._device)
+
+    def wall_time(self, trials: Iterable[Trial], workers: int, *, warm: bool = False) -> float:
+        """Seconds until so many workers, warm or yet to be started, will have trained them all."""
+        durations = list(map(self.seconds, trials))
+        start_up = 0.0 if warm or not durations else START_UP
+        return start_up + max(sum(durations) / workers, *durations, 0.0)
 
     def limit(self, trial: Trial) -> float:
         """Seconds after which the trial counts as hanging, rather than slow.
@@ -64,13 +87,13 @@ class Forecast:
         a worker does once is inside: to import torch, to fetch a data set.
         """
         if known := self._of_cell.get(_cell(trial)):
-            return LEAST_LIMIT + LIMIT_OF_MEASURED * max(known)
+            return LEAST_LIMIT + LIMIT_OF_MEASURED * known.slowest
         return LEAST_LIMIT + LIMIT_OF_GUESSED * self.seconds(trial)
 
     @property
     def basis(self) -> str:
         """What the numbers rest on, for whoever reads them."""
-        known = sum(map(len, self._of_cell.values()))
+        known = self._of_all.trials
         return f"from {known} finished trials" if known else "guessed from the size of the networks"
 
 

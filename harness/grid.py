@@ -51,6 +51,7 @@ from harness.trials import (
 from harness.tuning import Tuning
 
 MAX_TRIALS = 100_000
+MAX_OPERATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,12 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
     form = _check_values(document)
     document.raise_mistakes()
     products = [product.said() for product in form.grid]
+    tuning = Tuning(**form.tuning.said()) if form.tuning else None
     programs = {
         architecture: {**placements, **getattr(form.programs, architecture, {})}
         for architecture, placements in EVERY_PROGRAM.items()
     }
-    for at, text in _find_mistakes_of_the_whole(document, products, form.seeds, programs):
+    for at, text in _find_mistakes_of_the_whole(document, products, form.seeds, tuning, programs):
         document.refuse(at, text)
     document.raise_mistakes()
     return Grid(
@@ -103,7 +105,7 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
         source=document.source,
         trials=tuple(expand(products, form.seeds, programs=programs)),
         plan=AnalysisPlan(grid=form.name, **form.margins.said(), **form.analysis.said()),
-        tuning=Tuning(**form.tuning.said()) if form.tuning else None,
+        tuning=tuning,
         programs=programs,
         overrides=tuple(overrides),
     )
@@ -243,6 +245,8 @@ def _check_program(program: object, info: ValidationInfo) -> str:
     architecture = str(info.field_name)
     if not isinstance(program, str):
         raise ValueError(f"{show(program)} is not a program, such as 'conv norm act'")  # noqa: TRY004 - pydantic collects ValueError
+    if (count := len(program.split())) > MAX_OPERATIONS:
+        raise ValueError(f"a block has {MAX_OPERATIONS} operations at most, this one has {count:,}")
     mistake = find_program_mistake(architecture, program)
     if mistake:
         raise ValueError(mistake)
@@ -435,7 +439,7 @@ class _GridForm(_Form):
     ]
     margins: _Margins = _Margins()
     analysis: _Analysis = _Analysis()
-    tuning: _Tuning | None = _UNSAID
+    tuning: _Tuning = _UNSAID
     programs: _OwnPrograms = _OwnPrograms()
     grid: Annotated[tuple[_Product, ...], BeforeValidator(_list_products)]
 
@@ -472,7 +476,8 @@ def _explain(error: Mapping[str, Any], document: Document) -> str:
         case "missing":
             return f"{key!r} is missing"
         case "model_type" | "dict_type":
-            return f"{show(error['input'])} is not a mapping of 'key: value'"
+            trap = find_trap(document.place(loc).node)
+            return trap or f"{show(error['input'])} is not a mapping of 'key: value'"
         case other:
             raise AssertionError(other)
 
@@ -517,14 +522,20 @@ def _find_mistakes_of_the_whole(
     document: Document,
     products: Sequence[Mapping[str, Sequence[Any]]],
     seeds: Sequence[int],
+    tuning: Tuning | None,
     programs: Mapping[str, Mapping[str, str]],
 ) -> Iterator[tuple[Loc, str]]:
     """What no single value shows, once every value is right."""
-    # Multiplied, never built: the number may be absurd.
-    trials = len(seeds) * sum(math.prod(map(len, product.values())) for product in products)
-    if trials > MAX_TRIALS:
+    # Multiplied, never built: the numbers may be absurd.
+    cells = sum(math.prod(map(len, product.values())) for product in products)
+    if (trials := cells * len(seeds)) > MAX_TRIALS:
         yield ("grid",), f"{trials:,} trials are too many; {MAX_TRIALS:,} at most"
         return
+    if tuning:
+        recipes = len(tuning.lr) * max(1, len(tuning.weight_decay))
+        if (trials := cells * recipes * tuning.seeds) > MAX_TRIALS:
+            yield ("tuning",), f"up to {trials:,} trials are too many; {MAX_TRIALS:,} at most"
+            return
     for index, product in enumerate(products):
         epochs = min(product.get("epochs", (Settings.epochs,)))
         warmup = max(product.get("warmup_epochs", (Settings.warmup_epochs,)))

@@ -13,8 +13,13 @@ from harness.networks import Network
 from harness.trials import Trial
 
 
-def make_optimizer(network: nn.Module, trial: Trial) -> torch.optim.SGD:
+def make_optimizer(
+    network: nn.Module, trial: Trial, *, capturable: bool = False
+) -> torch.optim.SGD:
     """SGD whose weight decay leaves batch norm and biases alone: they are the one-dimensional ones.
+
+    Where it is `capturable`, rate and momentum are tensors on the device from the start: a recorded
+    step would replay a number of Python's for ever.
 
     Source:
         Nesterov momentum as Sutskever et al. 2013; no decay of normalisation and biases as
@@ -23,13 +28,27 @@ def make_optimizer(network: nn.Module, trial: Trial) -> torch.optim.SGD:
     parameters = list(network.parameters())
     weights = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim == 1]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [{"params": weights, "weight_decay": trial.weight_decay}, {"params": others}],
-        lr=trial.lr,
+        lr=torch.tensor(trial.lr, device=parameters[0].device) if capturable else trial.lr,
         momentum=trial.momentum,
         nesterov=trial.momentum > 0,
-        foreach=True,
+        foreach=not capturable,
+        fused=capturable,  # of torch's SGDs the one that reads its rate on the device
     )
+    if capturable and trial.momentum > 0:
+        for parameter in parameters:  # from zero the first step is what it is from nothing
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next step use the learning rate `lr`; nothing waits for the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)  # in place: a recorded step reads it there
+        else:
+            group["lr"] = lr
 
 
 def make_schedule(trial: Trial, steps_per_epoch: int) -> list[float]:
@@ -79,7 +98,9 @@ def grafted_updates(network: Network, donor: Network) -> Iterator[None]:
             wanted_R1 = _size(other - other_before, donor.replicas) / _size(
                 other_before, donor.replicas
             )
-            scale_R1 = torch.where(size_R1 > 0, wanted_R1 / size_R1, 0)
+            # Zeros of its own, because a number would be copied to the device, and waited for.
+            zero_R1 = torch.zeros_like(size_R1)
+            scale_R1 = torch.where(size_R1 > 0, wanted_R1 / size_R1, zero_R1)
             scaled = step.unflatten(0, (network.replicas, -1)).flatten(1) * scale_R1
             weight.copy_(before + scaled.view_as(step))
 

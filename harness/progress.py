@@ -27,6 +27,13 @@ FIRST_LINE_AFTER = 10.0
 """Seconds; later lines come at growing intervals, a twentieth of the time gone by."""
 
 
+NO_WORKER_AFTER = 120.0
+"""Seconds without a worker at work after which the display says how to find out why."""
+
+PRICING_SHARE = 0.02
+"""Of the driver's time, for saying how long it will take."""
+
+
 class Progress:
     """Counts what the fan-out reports and says how far the run is; shows nothing itself."""
 
@@ -37,8 +44,9 @@ class Progress:
         self._waiting = ""
         self._workers = 0
         self._running = 0
+        self._idle_since = math.inf
         self._seconds_left = math.inf
-        self._priced_at = -math.inf
+        self._price_again_at = -math.inf
         self._stopping = False
 
     def note_waiting(self, nodes: int, wanted: int) -> None:
@@ -46,8 +54,13 @@ class Progress:
 
     def count_workers(self, workers: int) -> None:
         self._workers = workers
+        self._idle_since = time.monotonic()
 
     def note_running(self, workers: int) -> None:
+        if workers:
+            self._idle_since = math.inf
+        elif self._running:
+            self._idle_since = time.monotonic()
         self._running = workers
 
     def note_finish(self, finish: Finish) -> None:
@@ -75,6 +88,8 @@ class Progress:
             parts.append("stopping (Ctrl-C again: at once)")
         elif not self._workers:
             parts.append(self._waiting or "starting Ray")
+        elif self._lacks_workers:
+            parts.append("no worker; --check-cluster says why")
         elif not self._running and not self.finished:
             parts.append(f"starting {self._workers} worker{'s' * (self._workers != 1)}")
         else:
@@ -84,12 +99,20 @@ class Progress:
             parts.append(f"about {say_duration(self._estimate_time_left())} left")
         return ", ".join(parts)
 
+    @property
+    def _lacks_workers(self) -> bool:
+        return time.monotonic() - self._idle_since > NO_WORKER_AFTER
+
     def _estimate_time_left(self) -> float:
-        now = time.monotonic()
-        if now - self._priced_at > 1:  # pricing all of a large grid takes a while
+        begun = time.monotonic()
+        if begun >= self._price_again_at:
             left = [trial for trial in self._trials.values() if trial.id not in self._status]
-            self._seconds_left = sum(map(self._forecast.seconds, left)) / max(1, self._workers)
-            self._priced_at = now
+            self._seconds_left = self._forecast.wall_time(
+                left, max(1, self._workers), warm=bool(self._status)
+            )
+            # All of a large grid takes a while: no more than a share of the driver's time.
+            now = time.monotonic()
+            self._price_again_at = now + max(1.0, (now - begun) / PRICING_SHARE)
         return self._seconds_left
 
 
@@ -110,6 +133,7 @@ class LineProgress(Progress):
         self._name = name
         self._verbose = verbose
         self._begun = self._said_at = time.monotonic()
+        self._has_complained = False
 
     def note_waiting(self, nodes: int, wanted: int) -> None:
         before = self._waiting
@@ -120,6 +144,12 @@ class LineProgress(Progress):
     def count_workers(self, workers: int) -> None:
         super().count_workers(workers)
         self._say(f"{self._name}: {self.describe()}")
+
+    def note_running(self, workers: int) -> None:
+        super().note_running(workers)
+        if self._lacks_workers and not self._has_complained:
+            self._say(f"{self._name}: {self.describe()}")
+        self._has_complained = self._lacks_workers
 
     def note_finish(self, finish: Finish) -> None:
         super().note_finish(finish)

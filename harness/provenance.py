@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TRAINING_MODULES = (
     "blocks",
+    "captured",
+    "checkpoints",
     "datasets",
     "gradients",
     "graphs",
@@ -36,6 +38,9 @@ TRAINING_MODULES = (
     "zoo",
 )
 """The modules whose source decides what a trial's rows say."""
+
+COMMIT_VARIABLE = "BN_ORDER_COMMIT"
+"""Environment variable by which a driver tells its workers: the commit, and 'dirty' after it."""
 
 
 def describe(
@@ -100,7 +105,13 @@ def digest_code() -> str:
 
 @cache
 def read_commit() -> tuple[str, bool]:
-    """The commit of the checkout this file lies in, and whether it has changes; ("", False) without."""
+    """The commit of the checkout this file lies in, and whether it has changes; ("", False) without.
+
+    A worker reads a copy of the driver's files, in no checkout: the driver says what they are.
+    """
+    if told := os.environ.get(COMMIT_VARIABLE):
+        commit, _, state = told.partition(" ")
+        return commit, state == "dirty"
     git = ("git", "-C", str(Path(__file__).parent))
     try:
         head = subprocess.run(

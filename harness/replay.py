@@ -23,6 +23,7 @@ from harness.progress import say_duration
 from harness.records import EpochRow, GradientRow, Settings, TrialRow, TrialRows
 from harness.store import TABLES, Store
 from harness.tables import find_differing_columns, to_rows, to_table
+from harness.tally import say_count
 from harness.train import prepare_worker, train_pack
 from harness.trials import TRAINING_VERSION, Trial
 
@@ -70,7 +71,9 @@ def find_stored(store: Store, prefix: str) -> Tables:
         raise StoreError(f"{store.location}: no finished trials there")
     found = sorted(trial_id for trial_id in stems if trial_id.startswith(prefix.lower()))
     if not found:
-        raise StoreError(f"{store.location}: no finished trial has an id that begins with {prefix}")
+        raise StoreError(
+            f"{store.location}: no finished trial has an id that begins with {prefix!r}"
+        )
     if len(found) > 1:
         some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise StoreError(
@@ -111,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness.replay",
         description="Train a stored trial again, here, without Ray, and compare it row for row.",
+        allow_abbrev=False,
         epilog="Exit codes: 0 equal, 1 different, 2 bad input, 3 the folder cannot be used.",
     )
     parser.add_argument("results", metavar="RESULTS", help="folder, or s3://bucket/prefix")
@@ -154,7 +158,10 @@ def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
     causes = list(list_likely_causes(row, rows.trial))
     difference = find_first_difference(stored, replayed)
     if difference is None:
-        counts = ", ".join(f"{len(replayed[name])} {name}" for name in ("epochs", "gradients"))
+        counts = ", ".join(
+            say_count(len(replayed[name]), what)
+            for name, what in (("epochs", "epoch"), ("gradients", "gradient"))
+        )
         print(f"equal: {counts}, and the trial's own row, bit for bit, replayed in {took}")
         for cause in causes:
             print(f"  although under {cause}")

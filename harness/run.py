@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import logging
 import math
+import re
 import secrets
 import shlex
 import signal
@@ -29,10 +31,12 @@ from typing import TYPE_CHECKING
 
 from harness.errors import GridError, HarnessError, StoreError
 from harness.forecast import Forecast, count_cpus, guess_bytes
+from harness.packing import settle_packs, time_packs
 from harness.progress import LineProgress, LiveProgress, Progress, say_duration, say_size
 from harness.provenance import digest_code
 from harness.records import ChoiceRow, Settings, TrialRow
-from harness.tally import Tally
+from harness.shards import find_hopeless
+from harness.tally import Tally, say_count
 from harness.trials import Trial
 from harness.tuning import apply_choices, choose, expand_tuning
 
@@ -48,6 +52,13 @@ row: as of full CIFAR-10 recipes; more where the test part has a few hundred ima
 
 NAMED_FAILURES = 10
 """Failures that the end of a run spells out; the rest is counted."""
+
+NAMED_VALUES = 20
+"""Values of a setting that a wrong --only is told; the rest goes without saying."""
+
+MOST_CHECKED = 2_000
+"""Finished trials whose every file is read ahead of a run: 4 ms each on a disk, and three requests
+each to a bucket. Of more only their own rows are read; compaction makes few files of many."""
 
 CLUSTER_FILE = Path("cluster.yaml")
 """Whose machines a plan is priced for, where the current folder has it."""
@@ -79,12 +90,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m harness.run",
         description="Train what a grid lacks and keep it as Parquet. Running it again goes on "
         "where it stopped, and does nothing when all is done.",
+        allow_abbrev=False,  # what is short for one option today may be short for two tomorrow
         epilog="Exit codes: 0 all done, 1 some trials failed or are missing or a node is not ready, 2 the grid, a data set "
         "or the cluster cannot be used, 3 the results folder cannot be used, 130 interrupted.",
     )
     add = parser.add_argument
-    add("grid", metavar="GRID", help="YAML file, as in grids/")
-    add("overrides", metavar="key=value", nargs="*", help="replaces a default: epochs=2 lr=0.05")
+    add("grid", metavar="GRID", type=_grid, help="YAML file, as in grids/")
+    add(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],  # else argparse calls it required
+        help="replaces a default of the grid, a margin or a choice of its analysis: epochs=2 "
+        "depth=[8,14] margins.accuracy_points=1 analysis.looks=2; what a product sets itself stays",
+    )
     add(
         "--dry-run",
         action="store_true",
@@ -109,14 +128,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="folder of this grid's rows, or s3://bucket/prefix (default: results/<name of the grid>)",
     )
+    add(
+        "--seeds-per-trial",
+        metavar="N|auto",
+        type=_seeds_per_trial,
+        help="train N seeds of a cell at a time, as one network (short for pack_size=N); auto times "
+        "a few steps of each network and takes what is fastest; a folder keeps what it began with",
+    )
     add("--seeds", help="replaces the grid's: a count as in 5, or a list as in 0,1,2 or 0-9")
     add(
         "--only",
         metavar="key=value",
         action="append",
         default=[],
-        help="train only these: --only depth=8 --only placement=before; "
-        "the same key twice means either value",
+        help="train only these: --only depth=8,14 --only placement=before; several values of one "
+        "key are alternatives",
     )
     add("--limit", metavar="N", type=_count, help="train at most N trials, the first missing")
     add(
@@ -137,6 +163,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--address",
+        type=_address,
         default="local",
         help="the Ray cluster: auto where this runs on it, or host:port (default: a Ray of its own)",
     )
@@ -183,38 +210,63 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+def _grid(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} names no file, such as grids/quickstart.yaml")
+    return text
+
+
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return value
+    if re.fullmatch("[0-9]{1,9}", text) and (value := int(text)):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+
+
+def _seeds_per_trial(text: str) -> int | str:
+    return text if text == "auto" else _count(text)
 
 
 def _price(text: str) -> tuple[str, float]:
     machine, _, price = text.rpartition("=")
-    if not machine or not 0 <= float(price) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: write it as spot=0.30, in US dollars an hour")
-    return machine, float(price)
+    if machine and 0 <= (value := _number(price)) < math.inf:
+        return machine, value
+    raise argparse.ArgumentTypeError(f"{text!r}: write it as spot=0.30, in US dollars an hour")
+
+
+def _address(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; write auto, or host:port")
+    return text
 
 
 def _amount(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
-            return value
+    if 0 < (value := _number(text)) < math.inf:
+        return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def _gpus(text: str) -> float:
-    return 0.0 if text == "0" else _amount(text)
+    if 0 <= (value := _number(text)) < math.inf:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or above")
+
+
+def _number(text: str) -> float:
+    """As people write one; NaN for `inf`, `1_0` and whatever else `float` takes."""
+    plain = re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]{1,3})?", text)
+    return float(text) if plain else math.nan
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
     from harness.grid import load_grid  # noqa: PLC0415  pydantic: not for --help
     from harness.store import Store  # noqa: PLC0415  pyarrow: not for a mistake in the grid
 
-    grid = load_grid(options.grid, options.overrides, options.seeds)
-    location = options.results or f"results/{grid.name}"
+    grid = load_grid(options.grid, _list_overrides(options), options.seeds)
+    location = f"results/{grid.name}" if options.results is None else options.results
     store = Store(location)
     _mend_or_refuse(store, options)
+    if options.seeds_per_trial == "auto":
+        grid = _settle_packs(grid, store, options)
     outlook = Outlook.of(grid, store, options)
     if options.dry_run:
         print(describe_plan(grid, outlook, options, location))
@@ -236,7 +288,9 @@ def _run(options: argparse.Namespace, command: str) -> int:
         took = f"in {say_duration(time.monotonic() - begun)}" if tried else "nothing to train"
         print(f"{grid.name}: {tally.account()}, {took}")
         if edges := sum(choice.chosen and choice.at_edge for choice in outlook.choices):
-            print(f"tuning: {edges} arms do best at the edge of the rates tried; widen tuning.lr")
+            at = "does best at" if edges == 1 else "do best at"
+            edge = "the edge of the rates tried; widen tuning.lr"
+            print(f"tuning: {say_count(edges, 'arm')} {at} {edge}")
         if failed and not options.retry_failed:
             print(f"once the cause is mended: {command} --retry-failed")
         print(f"rows: {location}")
@@ -246,6 +300,29 @@ def _run(options: argparse.Namespace, command: str) -> int:
     if not options.quiet:
         print(f"report: python -m analysis.report {location}")
     return SOME_FAILED if failed else DONE
+
+
+def _list_overrides(options: argparse.Namespace) -> list[str]:
+    given = options.seeds_per_trial
+    return options.overrides + ([f"pack_size={given}"] if isinstance(given, int) else [])
+
+
+def _settle_packs(grid: Grid, store: Store, options: argparse.Namespace) -> Grid:
+    """The grid with as many seeds at a time as its folder began with, or as a probe finds best."""
+
+    def probe(cells: list[tuple[Trial, list[int]]]) -> list[dict[int, float]]:
+        from harness import fanout  # noqa: PLC0415  Ray: only now
+
+        if not options.quiet:
+            print(f"timing packs of {say_count(len(cells), 'network')}", file=sys.stderr)
+        return fanout.run_in_worker(time_packs, cells, request=_request(grid.trials, options))
+
+    planned = (trial for plan in store.read_plans() for trial in plan.trials)
+    only_looks = options.dry_run or options.check_cluster
+    trials, lines = settle_packs(grid.trials, planned, None if only_looks else probe)
+    if not options.quiet:
+        print("\n".join(lines))
+    return replace(grid, trials=trials)
 
 
 def _train_rounds(
@@ -287,14 +364,13 @@ def _is_planned(grid: Grid, outlook: Outlook, store: Store) -> bool:
     plan = store.read_plan()
     return (
         plan is not None
-        and (plan.analysis, plan.trials, plan.source)
-        == (grid.plan, outlook.tally.trials, grid.source)
+        and plan.says(grid.plan, outlook.tally.trials, grid.source)
         and store.read_choices() == list(outlook.choices)
     )
 
 
 def _mend_or_refuse(store: Store, options: argparse.Namespace) -> None:
-    """See that every file of the folder is whole: set aside what is not, where that was asked for.
+    """See that the folder's files are whole: set aside what is not, where that was asked for.
 
     Raises:
         StoreError: a file is damaged or foreign, and nobody asked for its repair.
@@ -306,11 +382,20 @@ def _mend_or_refuse(store: Store, options: argparse.Namespace) -> None:
 
         for line in repair(store, join=options.join):
             print(line, file=sys.stderr)
-    elif damage := store.find_damage():
+        return
+    trials = len(store.list_paths("trials"))
+    if trials > MOST_CHECKED and not options.quiet:
+        print(
+            f"{store.location}: {trials:,} finished trials; their epochs and gradients are there but "
+            f"not read: python -m harness.upkeep check {store.location} reads them",
+            file=sys.stderr,
+        )
+    if damage := store.find_damage(reading=trials <= MOST_CHECKED):
         named = [f"  {error.path}: {error.reason}" for error in damage[:NAMED_FAILURES]]
         if len(damage) > NAMED_FAILURES:
             named.append(f"  and {len(damage) - NAMED_FAILURES} more")
-        what = f"{store.location}: {len(damage)} damaged or foreign files; nothing was changed"
+        count = say_count(len(damage), "damaged or foreign file")
+        what = f"{store.location}: {count}; nothing was changed"
         mend = "To set them aside below damaged/ and train their trials again, add --repair"
         raise StoreError("\n".join([what, *named, mend]))
 
@@ -326,9 +411,10 @@ def refuse_other_code(tally: Tally, location: str) -> None:
     if others:
         last = max(others, key=lambda row: row.finished)
         commit = f" of commit {last.commit[:12]}" if last.commit else ""
+        come = "comes" if len(others) == 1 else "come"
         raise StoreError(
-            f"{location}: {len(others)} finished trials of this plan come from other training code "
-            f"(digest {last.code_digest}{commit}) than this (digest {here}), and going on would "
+            f"{location}: {say_count(len(others), 'finished trial')} of this plan {come} from other "
+            f"training code (digest {last.code_digest}{commit}) than this (digest {here}), and going on would "
             "compare trials of both. Go back to that code, train in another folder with --results, "
             "or, where the change cannot alter a number, go on with --accept-other-code"
         )
@@ -356,7 +442,8 @@ class Outlook:
             trials = (*expand_tuning(grid.trials, grid.tuning), *grid.trials, *tuned)
         tally = Tally.of(trials, rows, store.read_failures())
         asked = select(trials, options.only)
-        hopeless = frozenset() if options.retry_failed else find_hopeless(tally)
+        failures = [row for rows in tally.failures.values() for row in rows]
+        hopeless = frozenset() if options.retry_failed else find_hopeless(failures)
         missing = [t for t in asked if t.id not in tally.rows and t.id not in hopeless]
         forecast = Forecast()
         for trial in trials:
@@ -411,7 +498,7 @@ def _request(trials: Sequence[Trial], options: argparse.Namespace) -> Request:
 
 
 def select(trials: Sequence[Trial], conditions: Sequence[str]) -> list[Trial]:
-    """The trials that meet the conditions `key=value`: any of the values given for each key.
+    """The trials that meet the conditions `key=value,value`: any of the values given for each key.
 
     Raises:
         GridError: a condition that is none, or that no trial meets.
@@ -420,17 +507,24 @@ def select(trials: Sequence[Trial], conditions: Sequence[str]) -> list[Trial]:
     values: dict[str, list[str]] = defaultdict(list)
     mistakes: list[str] = []
     for condition in conditions:
-        key, equals, value = condition.partition("=")
+        key, equals, alternatives = condition.partition("=")
         if not equals:
             mistakes.append(f"--only {condition}: write key=value, as in placement=before")
-        elif key not in names:
+            continue
+        if key not in names:
             hint = "".join(f"; did you mean {name!r}?" for name in _closest(key, names))
             mistakes.append(f"--only {condition}: {key!r} is not a setting{hint}")
-        elif not any(_says(getattr(trial, key), value) for trial in trials):
-            found = dict.fromkeys(str(getattr(trial, key)) for trial in trials)
-            mistakes.append(f"--only {condition}: no trial has it; {key} is {', '.join(found)}")
-        else:
-            values[key].append(value)
+            continue
+        found = dict.fromkeys(getattr(trial, key) for trial in trials)
+        for value in alternatives.split(","):  # no value of a setting has a comma
+            if any(_says(known, value.strip()) for known in found):
+                values[key].append(value.strip())
+            else:
+                there = ", ".join(map(str, itertools.islice(found, NAMED_VALUES)))
+                more = ", ..." if len(found) > NAMED_VALUES else ""
+                mistakes.append(
+                    f"--only {condition}: no trial has {value.strip()!r}; {key} is {there}{more}"
+                )
     if mistakes:
         raise GridError(mistakes)
     selected = [
@@ -457,15 +551,6 @@ def _closest(word: str, words: Sequence[str]) -> list[str]:
     return difflib.get_close_matches(word, words, n=1)
 
 
-def find_hopeless(tally: Tally) -> frozenset[str]:
-    """The trials that would only fail again, as long as the code stays as it is."""
-    if not tally.failures:
-        return frozenset()
-    from harness import fanout  # noqa: PLC0415  Ray: failures are rare
-
-    return fanout.find_hopeless([row for rows in tally.failures.values() for row in rows])
-
-
 def name_failures(tally: Tally, failed: Sequence[Trial]) -> Iterator[str]:
     """A line for each trial that failed, with the last thing that happened to it."""
     for trial in failed[:NAMED_FAILURES]:
@@ -484,12 +569,13 @@ def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, loc
     for cell in cells:
         networks[cell.dataset, f"{cell.architecture}-{cell.depth}"][cell.placement] = None
     seeds = sorted(set(cells.values()))
-    lines = [f"{grid.name}: {len(cells)} cells, {len(grid.trials)} trials; rows in {location}"]
+    size = f"{say_count(len(cells), 'cell')}, {say_count(len(grid.trials), 'trial')}"
+    lines = [f"{grid.name}: {size}; rows in {location}"]
     lines += [f"  {data} {net}: {', '.join(arms)}" for (data, net), arms in networks.items()]
     if grid.tuning:
         tuned = "as chosen" if outlook.choices else f"{len(grid.trials)} more once it has chosen"
-        count = len(expand_tuning(grid.trials, grid.tuning))
-        lines.append(f"tuning     {count} trials ahead of the study at each arm's best: {tuned}")
+        count = say_count(len(expand_tuning(grid.trials, grid.tuning)), "trial")
+        lines.append(f"tuning     {count} ahead of the study at each arm's best: {tuned}")
     lines.append(f"so far     {tally.account()}")
     if tally.strangers:
         lines.append(
@@ -505,10 +591,10 @@ def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, loc
         workers = max(1, min(workers, options.max_concurrent or workers, len(missing)))
         if options.address != "local":
             workers = 1
-        seconds = sum(map(forecast.seconds, missing)) / workers
+        seconds = forecast.wall_time(missing, workers)
         lines.append(
-            f"time       roughly {say_duration(seconds)} on {workers} "
-            f"CPU worker{'s' * (workers != 1)}, {forecast.basis}"
+            f"time       roughly {say_duration(seconds)} on {say_count(workers, 'CPU worker')}, "
+            f"{forecast.basis}"
         )
         lines.append(f"disk       roughly {say_size(sum(map(guess_bytes, missing)))}")
         if CLUSTER_FILE.exists():
@@ -591,7 +677,10 @@ def _log_into(location: str, run: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             handler = logging.FileHandler(folder / f"{run}.log", encoding="utf-8")
         except OSError as error:
-            raise StoreError(f"{folder}: {error.strerror}") from error
+            from harness.places import explain  # noqa: PLC0415  pyarrow: not for --help
+
+            raise StoreError(f"{folder}: {explain(error)}") from error
+        handler.handleError = lambda record: None  # noqa: ARG005  a full disk ends the run by its rows, not by its log
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level
@@ -604,7 +693,8 @@ def _log_into(location: str, run: str) -> Iterator[None]:
         logging.captureWarnings(capture=False)
         root.setLevel(level)
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import textwrap
 import time
@@ -23,7 +24,7 @@ from harness.lease import list_claims
 from harness.progress import say_duration
 from harness.records import FailureRow, Settings, TrialRow
 from harness.store import Store
-from harness.tally import Tally
+from harness.tally import Tally, say_count
 from harness.trials import Trial
 
 NAMED_TRIALS = 3
@@ -73,6 +74,8 @@ class Status:
         """
         plan = store.read_plan()
         rows, failures, damage = store.read_whole()
+        named = {error.path for error in damage}
+        damage += [e for e in store.find_damage(reading=False) if e.path not in named]
         if not (plan or rows or damage):
             raise StoreError(
                 f"{store.location}: no results there: neither plan.parquet nor trials/"
@@ -131,7 +134,8 @@ class Status:
         if not self.is_planned:
             yield "no plan.parquet there: what is missing is not known"
         if self.tally.strangers:
-            yield f"{self.tally.strangers} more finished trials, which this plan leaves out"
+            strangers = say_count(self.tally.strangers, "more finished trial")
+            yield f"{strangers}, left out of this plan"
         yield f"last activity {_say_age(self.last_activity)}"
         yield from (f"going on: {run}" for run in self.runs)
         cells = self.count_by_cell()
@@ -151,7 +155,7 @@ class Status:
             names = "; ".join(cause.trials[:NAMED_TRIALS]) + (f"; {more} more" if more > 0 else "")
             yield f"    {names}"
         if self.made_good:
-            yield f"{self.made_good} attempts broke and their trials were finished later"
+            yield f"{say_count(self.made_good, 'attempt')} broke, of trials that were finished later"
         if self.damage:
             yield ""
             yield from (f"damaged: {error.path}: {error.reason}" for error in self.damage)
@@ -184,8 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness.status",
         description="What has become of the trials that a results folder was planned for.",
-        epilog="Exit codes: 0 all of them are finished, 1 some failed, are missing or are damaged, "
-        "2 bad input, 3 the folder cannot be used.",
+        allow_abbrev=False,
+        epilog="Reads the rows of trials and failures; harness.upkeep check reads all. Exit codes: 0 "
+        "all of them are finished, 1 some failed, are missing or are damaged, 2 bad input, 3 the "
+        "folder cannot be used.",
     )
     parser.add_argument("results", metavar="RESULTS", help="folder, or s3://bucket/prefix")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -208,6 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `| head` has seen enough; what Python still holds goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _settings_of(row: TrialRow) -> Trial:

@@ -8,9 +8,10 @@ A results folder, local or `s3://bucket/prefix`::
     failures/<trial_id>-<run>-<attempt>.parquet
     choices.parquet             the recipes of the tuning stage, their scores and the best of each arm
     plan.parquet                the trials of the whole grid; its metadata: analysis_plan, grid, ...
-    plans/<digest>.parquet      every plan the folder has had, this one among them
+    plans/<digest>.parquet      every plan the folder has had, the latest the same as plan.parquet
     grid.yaml                   the grid as it was written
     active/<run>.json           touched by each run that is going on (harness.lease)
+    partial/<pack>.pt           what a long training has come to, until it is finished; no result
     damaged/<time>/...          what a repair has set aside
 
 A *stem* is a trial's id, or `part-<digest>` for the many trials that `harness.upkeep` put into one
@@ -30,17 +31,17 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from harness.errors import DamagedFileError
-from harness.places import Place, open_place
+from harness.places import Place, complete_location, open_place
 from harness.records import (
     AnalysisPlan,
     ChoiceRow,
@@ -65,12 +66,24 @@ TABLES: Mapping[str, type[Any]] = {
 ORPHAN_AGE = 120.0
 """Seconds; younger leavings may belong to a worker that is about to finish its trial."""
 
+PARTIAL_AGE = 30 * 86_400.0
+"""Seconds after which nobody comes back to a training that was broken off."""
+
+LARGEST_PARTIAL = 1 << 32
+"""Bytes; four times what torchvision's largest VGG and its optimizer have."""
+
 _NAMES = {
     **dict.fromkeys(TABLES, re.compile(r"(part-)?[0-9a-f]{16}\.parquet")),
     "failures": re.compile(r"[0-9a-f]{16}-.+\.parquet"),
     "plans": re.compile(r"[0-9a-f]{16}\.parquet"),
 }
 """Folder -> the names that count in it."""
+
+_FILES = {"plan.parquet", "choices.parquet", "grid.yaml"}
+"""The files that lie in no folder."""
+
+_Read = TypeVar("_Read")
+_Row = TypeVar("_Row")
 
 _PLAN_FACTS = {"analysis_plan", "grid", "written", "finished_before", "training_version"}
 _SETTINGS = tuple(field.name for field in fields(Settings))
@@ -85,8 +98,15 @@ class Plan:
     source: str
     """The grid as it was written."""
     written: datetime
+    """Later than that of the plan before it, whatever the clocks of the machines say."""
     finished_before: int
     """Trials that were finished when the plan came: above 0, it was made in sight of results."""
+    training_version: int
+
+    def says(self, analysis: AnalysisPlan, trials: Sequence[Trial], source: str) -> bool:
+        """Would the folder say nothing new if it had been planned for this now?"""
+        said = self.analysis, self.trials, self.source, self.training_version
+        return said == (analysis, tuple(trials), source, TRAINING_VERSION)
 
 
 def name_stem(trial_ids: Collection[str]) -> str:
@@ -105,9 +125,7 @@ class Store:
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        location = os.fspath(location)
-        # Workers run in folders of their own.
-        self.location = location if "://" in location else str(Path(location).absolute())
+        self.location = complete_location(os.fspath(location))
         self.place: Place = open_place(self.location)
         self._part_ids: dict[str, list[str]] = {}  # a part is named by its content: no other comes
 
@@ -117,6 +135,10 @@ class Store:
     def finished_ids(self) -> frozenset[str]:
         """The trials that need no training any more."""
         return frozenset(self.locate_trials())
+
+    def is_finished(self, trial_id: str) -> bool:
+        """Does the trial stand in a file of its own? Asks for one file, and looks into no part."""
+        return self.place.has(f"trials/{trial_id}.parquet")
 
     def locate_trials(self) -> dict[str, str]:
         """Finished trial -> the stem it is read from: a part, if it stands in one."""
@@ -170,37 +192,22 @@ class Store:
         self.place.create(f"failures/{row.trial_id}-{row.run}-{row.attempt}.parquet", content)
 
     def write_plan(self, plan: AnalysisPlan, trials: Sequence[Trial], source: str) -> None:
-        """Make this the folder's plan.
+        """Make this the folder's plan; nothing is written where it is already.
 
-        Rows of other plans stay, and so do the plans themselves, below `plans/`: whoever reads
-        the results can tell that, and after how many finished trials, a margin was changed.
+        Rows of other plans stay, and so do the plans themselves, below `plans/`, one file for each
+        time the folder was planned anew: whoever reads the results can tell that, and after how
+        many finished trials, a margin was changed, or changed back.
         """
-        rows = [PlannedTrial(**asdict(trial), trial_id=trial.id) for trial in trials]
-        canonical = json.dumps([asdict(plan), sorted(row.trial_id for row in rows)], sort_keys=True)
-        path = f"plans/{_digest(canonical)}.parquet"
-        content = encode(
-            to_table(rows, PlannedTrial),
-            {
-                "analysis_plan": json.dumps(asdict(plan)),
-                "grid": source,
-                "written": datetime.now(UTC).isoformat(),
-                "finished_before": str(len(self.finished_ids())),
-                "training_version": str(TRAINING_VERSION),
-            },
-        )
-        if not self.place.create(path, content):
-            content = self._content(path)
-        if content != self.place.read("plan.parquet"):
-            self.place.replace("plan.parquet", content)
-        if source.encode() != self.place.read("grid.yaml"):
-            self.place.replace("grid.yaml", source.encode())
+        path, newest = max(self._read_plans().items(), key=_written, default=("", None))
+        if newest is None or not newest.says(plan, trials, source):
+            path = self._add_plan(plan, trials, source, after=newest)
+        self._renew("plan.parquet", self._content(path))
+        self._renew("grid.yaml", source.encode())
 
     def write_choices(self, choices: Sequence[ChoiceRow]) -> None:
         """Keep what the tuning stage chose, and the scores it chose by; nothing where it did not."""
         if choices:
-            content = encode(to_table(choices, ChoiceRow))
-            if content != self.place.read("choices.parquet"):
-                self.place.replace("choices.parquet", content)
+            self._renew("choices.parquet", encode(to_table(choices, ChoiceRow)))
 
     def read_choices(self) -> list[ChoiceRow]:
         """What the tuning stage chose; empty where it has not, or there is none."""
@@ -214,14 +221,13 @@ class Store:
 
     def read_plans(self) -> list[Plan]:
         """Every plan the folder has had, the earliest first."""
-        return sorted(map(self._read_plan, self.list_paths("plans")), key=lambda plan: plan.written)
+        return [plan for _, plan in sorted(self._read_plans().items(), key=_written)]
 
     def read_trial_rows(self) -> list[TrialRow]:
         """The rows of all finished trials, by id."""
         rows: dict[str, TrialRow] = {}
-        for stem in sorted(self._stems("trials"), key=_is_part):  # a part decides: rule 3
-            table = self._read(TrialRow, f"trials/{stem}.parquet")
-            rows |= {row.trial_id: row for row in to_rows(table, TrialRow)}
+        for found in self._map(partial(self._read_rows, TrialRow), self._trial_paths()):
+            rows |= {row.trial_id: row for row in found}
         return [rows[trial_id] for trial_id in sorted(rows)]
 
     def read_whole(self) -> tuple[list[TrialRow], list[FailureRow], list[DamagedFileError]]:
@@ -229,13 +235,18 @@ class Store:
         rows: dict[str, TrialRow] = {}
         failures: list[FailureRow] = []
         damage: list[DamagedFileError] = []
-        for path in sorted(self.list_paths("trials"), key=lambda path: _is_part(_stem(path))):
-            with _collecting(damage):
-                table = self._read(TrialRow, path)
-                rows |= {row.trial_id: row for row in to_rows(table, TrialRow)}
-        for path in self.list_paths("failures"):
-            with _collecting(damage):
-                failures += to_rows(self._read(FailureRow, path), FailureRow)
+        read_trials = _or_error(partial(self._read_rows, TrialRow))
+        for found in self._map(read_trials, self._trial_paths()):
+            if isinstance(found, DamagedFileError):
+                damage.append(found)
+            else:
+                rows |= {row.trial_id: row for row in found}
+        read_failures = _or_error(partial(self._read_rows, FailureRow))
+        for found in self._map(read_failures, self.list_paths("failures")):
+            if isinstance(found, DamagedFileError):
+                damage.append(found)
+            else:
+                failures += found
         return list(rows.values()), sorted(failures, key=lambda row: row.failed_at), damage
 
     def read_tables(self, stem: str) -> dict[str, pa.Table]:
@@ -250,14 +261,34 @@ class Store:
                 _check_trial_ids(tables[name], ids)
         return {name: tables[name] for name in TABLES}
 
-    def read_failures(self) -> list[FailureRow]:
-        """Every attempt that broke, the earliest first."""
-        rows = [
-            row
+    def read_failures(
+        self, run: str = "", trial_ids: Collection[str] | None = None
+    ) -> list[FailureRow]:
+        """Every attempt that broke, the earliest first; of one run, of some trials, if named."""
+        paths = [
+            path
             for path in self.list_paths("failures")
-            for row in to_rows(self._read(FailureRow, path), FailureRow)
+            if f"-{run}" in path and (trial_ids is None or _stem(path)[:16] in trial_ids)
         ]
+        found = self._map(partial(self._read_rows, FailureRow), paths)
+        rows = [row for rows in found for row in rows if run in {"", row.run}]
         return sorted(rows, key=lambda row: row.failed_at)
+
+    def write_partial(self, name: str, content: bytes | memoryview) -> None:
+        """Keep what the training of a pack has come to, in place of what it had come to before."""
+        self.place.replace(f"partial/{name}.pt", content)
+
+    def read_partial(self, name: str) -> bytes | None:
+        """What was kept; None where nothing was.
+
+        Raises:
+            ValueError: it is larger than any network's.
+        """
+        return self.place.read(f"partial/{name}.pt", largest=LARGEST_PARTIAL)
+
+    def drop_partial(self, name: str) -> None:
+        """Forget it."""
+        self.place.remove(f"partial/{name}.pt")
 
     def drop(self, stem: str) -> None:
         """Remove the files of a stem whose trials stand in another."""
@@ -269,9 +300,16 @@ class Store:
         names = [file.name for file in self.place.list_files(folder)]
         return [f"{folder}/{name}" for name in names if _NAMES[folder].fullmatch(name)]
 
-    def find_damage(self) -> list[DamagedFileError]:
-        """Every file that is not what its name promises. Reads all of them."""
-        return list(self._damage())
+    def find_damage(self, *, reading: bool = True) -> list[DamagedFileError]:
+        """Everything that is not what its name promises, each once.
+
+        Reads every file; or, of finished trials, only the lists of files, which takes a second
+        where reading takes a minute.
+        """
+        damage: dict[str, DamagedFileError] = {}
+        for error in self._damage(reading=reading):
+            damage.setdefault(error.path, error)
+        return list(damage.values())
 
     def set_aside(self, damage: Iterable[DamagedFileError]) -> list[str]:
         """Move damaged files, and what belongs to the same trial, below `damaged/`; their paths.
@@ -282,14 +320,14 @@ class Store:
         moved: list[str] = []
         for error in damage:
             for path in _companions(error.path):
-                if self.place.has(path):
+                if self.place.has(path) or self._is_taken(path):
                     self.place.move(path, f"{folder}/{path}")
                     moved.append(path)
         return moved
 
     def sweep(self) -> list[str]:
-        """Remove what attempts that died have left, once it is older than ORPHAN_AGE; its paths."""
-        folders = (*TABLES, "failures", "plans", "active", "")
+        """Remove what attempts that died have left, once it is old enough; its paths."""
+        folders = ("partial", *TABLES, "failures", "plans", "active", "")
         # `trials` after its children: a trial finished meanwhile is not taken for an orphan.
         listing = {folder: self.place.list_files(folder) for folder in folders}
         finished = {file.name for file in listing["trials"]}
@@ -299,15 +337,15 @@ class Store:
             f"{folder}/{file.name}".lstrip("/")
             for folder, files in listing.items()
             for file in files
-            if now - file.modified > ORPHAN_AGE
-            and (
-                file.name.startswith(".")
-                or (folder in {"epochs", "gradients"} and file.name not in finished)
-            )
+            if _is_left_over(folder, file.name, finished, age=now - file.modified)
         ]
         for path in swept:
             self.place.remove(path)
         return swept
+
+    def _trial_paths(self) -> list[str]:
+        """Those of parts last: where a trial stands in several files, a part decides."""
+        return sorted(self.list_paths("trials"), key=lambda path: _is_part(_stem(path)))
 
     def _stems(self, table: str) -> list[str]:
         return [_stem(path) for path in self.list_paths(table)]
@@ -330,6 +368,37 @@ class Store:
                 _check_identity(table)
             return table
 
+    def _renew(self, path: str, content: bytes) -> None:
+        """Write a file anew, unless it says the same already."""
+        with self._naming(path):
+            if content != self.place.read(path):
+                self.place.replace(path, content)
+
+    def _add_plan(
+        self, plan: AnalysisPlan, trials: Sequence[Trial], source: str, *, after: Plan | None
+    ) -> str:
+        written = datetime.now(UTC)
+        if after:
+            written = max(written, after.written + timedelta.resolution)
+        facts = {
+            "analysis_plan": json.dumps(asdict(plan)),
+            "grid": source,
+            "written": written.isoformat(),
+            "finished_before": str(len(self.finished_ids())),
+            "training_version": str(TRAINING_VERSION),
+        }
+        rows = [PlannedTrial(**asdict(trial), trial_id=trial.id) for trial in trials]
+        named = json.dumps([facts, sorted(row.trial_id for row in rows)], sort_keys=True)
+        path = f"plans/{_digest(named)}.parquet"
+        self.place.create(path, encode(to_table(rows, PlannedTrial), facts))
+        return path
+
+    def _read_plans(self) -> dict[str, Plan]:
+        return {path: self._read_plan(path) for path in self.list_paths("plans")}
+
+    def _read_rows(self, row_type: type[_Row], path: str) -> list[_Row]:
+        return to_rows(self._read(row_type, path), row_type)
+
     def _read_plan(self, path: str) -> Plan:
         table = self._read(PlannedTrial, path)
         with self._naming(path):
@@ -344,8 +413,9 @@ class Store:
                 analysis=AnalysisPlan(**json.loads(facts["analysis_plan"])),
                 trials=trials,
                 source=facts["grid"],
-                written=datetime.fromisoformat(facts["written"]),
+                written=datetime.fromisoformat(facts["written"]).astimezone(UTC),
                 finished_before=int(facts["finished_before"]),
+                training_version=version,
             )
 
     def _create_or_mend(self, table: str, stem: str, content: bytes) -> None:
@@ -365,16 +435,54 @@ class Store:
             return False
         return not find_differing_columns(found, decode(content, row_type))
 
-    def _damage(self) -> Iterator[DamagedFileError]:
+    def _is_taken(self, path: str) -> bool:
+        """Does something stand there that is no file?"""
+        folder, _, name = path.rpartition("/")
+        return name in self.place.list_others(folder)
+
+    def _damage(self, *, reading: bool) -> Iterator[DamagedFileError]:
         for folder, ours in _NAMES.items():
             for file in self.place.list_files(folder):
                 if not (file.name.startswith(".") or ours.fullmatch(file.name)):
                     path = f"{folder}/{file.name}"
                     yield DamagedFileError(self.location, path, "is no file of this harness")
-        plan = ["plan.parquet"] if self.place.has("plan.parquet") else []
-        yield from _failures_of(self.read_tables, self._stems("trials"))
-        yield from _failures_of(partial(self._read, FailureRow), self.list_paths("failures"))
-        yield from _failures_of(self._read_plan, plan + self.list_paths("plans"))
+            for name, what in self.place.list_others(folder).items():
+                yield DamagedFileError(self.location, f"{folder}/{name}", f"{what}, not a file")
+        for name, what in self.place.list_others("").items():
+            if name in _FILES:
+                yield DamagedFileError(self.location, name, f"{what}, not a file")
+        plans = [*filter(self.place.has, ["plan.parquet"]), *self.list_paths("plans")]
+        choices = filter(self.place.has, ["choices.parquet"])
+        if reading:
+            yield from self._failures_of(self.read_tables, self._stems("trials"))
+        else:
+            yield from self._find_lost_files()
+        yield from self._failures_of(partial(self._read, FailureRow), self.list_paths("failures"))
+        yield from self._failures_of(partial(self._read, ChoiceRow), choices)
+        yield from self._failures_of(self._read_plan, plans)
+
+    def _find_lost_files(self) -> Iterator[DamagedFileError]:
+        stems = self._stems("trials")  # ahead of the rest: a trial finished meanwhile lacks nothing
+        for table in TABLES:
+            sizes = {file.name: file.size for file in self.place.list_files(table)}
+            for name in (f"{stem}.parquet" for stem in stems):
+                if not sizes.get(name):
+                    reason = "is empty" if name in sizes else "is missing"
+                    yield DamagedFileError(self.location, f"{table}/{name}", reason)
+
+    def _failures_of(
+        self, read: Callable[[str], object], names: Iterable[str]
+    ) -> Iterator[DamagedFileError]:
+        def find(name: str) -> DamagedFileError | None:  # keeps nothing of what it reads
+            outcome = _or_error(read)(name)
+            return outcome if isinstance(outcome, DamagedFileError) else None
+
+        yield from filter(None, self._map(find, names))
+
+    def _map(self, read: Callable[[str], _Read], names: Iterable[str]) -> Iterator[_Read]:
+        """What `read` makes of each name, in their order; some are read at once."""
+        with ThreadPoolExecutor(self.place.readers) as pool:
+            yield from pool.map(read, names)
 
     @contextmanager
     def _naming(self, path: str) -> Iterator[None]:
@@ -383,6 +491,10 @@ class Store:
             yield
         except (ValueError, TypeError) as error:
             raise DamagedFileError(self.location, path, str(error)) from error
+
+
+def _written(plan: tuple[str, Plan]) -> tuple[datetime, str]:
+    return plan[1].written, plan[0]
 
 
 def _stem(path: str) -> str:
@@ -399,20 +511,25 @@ def _companions(path: str) -> list[str]:
     return [f"{table}/{name}" for table in reversed([*TABLES])] if folder in TABLES else [path]
 
 
-@contextmanager
-def _collecting(damage: list[DamagedFileError]) -> Iterator[None]:
-    try:
-        yield
-    except DamagedFileError as error:
-        damage.append(error)
+def _or_error(read: Callable[[str], _Read]) -> Callable[[str], _Read | DamagedFileError]:
+    def attempt(name: str) -> _Read | DamagedFileError:
+        try:
+            return read(name)
+        except DamagedFileError as error:
+            return error
+
+    return attempt
 
 
-def _failures_of(read: Callable[[str], object], names: Iterable[str]) -> Iterator[DamagedFileError]:
-    for name in names:
-        found: list[DamagedFileError] = []
-        with _collecting(found):
-            read(name)
-        yield from found
+def _is_left_over(folder: str, name: str, finished: Collection[str], *, age: float) -> bool:
+    """Is a file of no use to anyone any more? `finished` are the names of files in `trials/`."""
+    if folder == "partial" and age > PARTIAL_AGE:
+        return True
+    return age > ORPHAN_AGE and (
+        name.startswith(".")
+        or (folder in {"epochs", "gradients"} and name not in finished)
+        or (folder == "partial" and name.replace(".pt", ".parquet") in finished)
+    )
 
 
 def _encodable(text: str) -> str:

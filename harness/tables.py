@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,9 @@ from harness.records import SCHEMA_VERSION, Provenance
 
 MOST_ROWS = 20_000_000
 MOST_BYTES = 1 << 31  # decoded; a Parquet file of 687 bytes can unfold to 100 GB
+
+LARGE_TABLE = 1 << 14
+"""Bytes from which on compression pays."""
 
 Row = TypeVar("Row")
 
@@ -41,6 +45,7 @@ _MAY_DIFFER = {field.name for field in fields(Provenance)} | {
 """Columns that may differ when a trial is trained twice: where, when and how fast."""
 
 
+@cache
 def schema_of(row_type: type[Any]) -> pa.Schema:
     """The Arrow schema of a record: types, units and meanings."""
     return pa.schema(
@@ -78,7 +83,9 @@ def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
     own = table.schema.metadata or {}
     table = table.replace_schema_metadata({**own, **added, b"digest": _digest(table)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    # One row of sixty columns takes a millisecond to compress, and gets no smaller by it.
+    compression = "zstd" if table.nbytes > LARGE_TABLE else "none"
+    pq.write_table(table, sink, compression=compression, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
@@ -91,14 +98,17 @@ def decode(content: bytes, row_type: type[Any]) -> pa.Table:
     schema = schema_of(row_type)
     texts = [field.name for field in schema if _is_text(field.type)]
     try:
-        announced = pq.read_metadata(pa.BufferReader(content))
-        found = announced.schema.to_arrow_schema()
+        # Not `metadata.schema`: those two refer to each other, and keep a hundred kilobytes each
+        # until the garbage collector comes round, which for ten thousand files is too late.
+        unread = pq.ParquetFile(pa.BufferReader(content))
+        announced, found = unread.metadata, unread.schema_arrow
         _check_schema(found, schema)
         _check_announced_size(announced)
         file = pq.ParquetFile(
             pa.BufferReader(content),
             metadata=announced,
-            read_dictionary=texts,  # a text repeated a billion times is held once
+            # A text repeated a billion times is held once.
+            read_dictionary=texts if announced.num_rows > 1 else [],
             page_checksum_verification=True,
         )
         table = file.read(use_threads=False)

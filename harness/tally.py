@@ -62,4 +62,13 @@ class Tally:
             parts.append(f"{counts['failed']} failed ({kinds})")
         if counts["missing"]:
             parts.append(f"{counts['missing']} missing")
-        return f"{len(self.trials)} trials = {' + '.join(parts)}"
+        return f"{say_count(len(self.trials), 'trial')} = {' + '.join(parts)}"
+
+
+def say_count(number: int, noun: str) -> str:
+    """A number of things as people say it.
+
+    >>> [say_count(number, "trial") for number in (0, 1, 12)]
+    ['0 trials', '1 trial', '12 trials']
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -9,25 +9,26 @@ Shapes (letters of this module):
 
 from __future__ import annotations
 
-import io
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from harness.captured import CapturedSteps
+from harness.checkpoints import Checkpoint
 from harness.datasets import Batches, Images, Normalize, Part
 from harness.gradients import Probe
 from harness.networks import Network, build_network, initialize
-from harness.optimizers import grafted_updates, make_optimizer, make_schedule
-from harness.provenance import describe, digest_code
+from harness.optimizers import grafted_updates, make_optimizer, make_schedule, set_rate
+from harness.provenance import describe
 from harness.records import EpochRow, Outcome, TrialRow, TrialRows
 from harness.trials import Trial
 
@@ -52,12 +53,14 @@ def train_pack(
     attempt: int = 1,
     run: str = "",
     checkpoint: Checkpoint | None = None,
+    captured: bool = True,
 ) -> list[TrialRows]:
     """Train the pack that `trials` belong to and return the rows of each of them, in their order.
 
     The whole pack is trained even where only some of its trials are asked for: the sums of a
     grouped network depend on how many groups there are. What a `checkpoint` holds is gone on with,
-    and the rows are those of a run that was never interrupted, bit for bit.
+    and the rows are those of a run that was never interrupted, bit for bit. On a GPU steps are
+    `captured`, unless told otherwise: faster, and the rows are the same.
 
     Raises:
         DataError: the training part is smaller than one batch.
@@ -68,13 +71,16 @@ def train_pack(
     started = datetime.now(UTC)
 
     batches = Batches(images, replicas, device)
-    learner = Learner(replicas, images, device)
+    learner = Learner(replicas, images, device, captured=captured)
     network = learner.network
     schedule = make_schedule(trial, batches.steps)
     probe = Probe.on(images, network, trial, steps_per_epoch=batches.steps)
     evaluate = Evaluation(images, trial, device)
     clock = Clock(device)
     ledger = Ledger(len(replicas), batches.steps, trial.batch_size, device)
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of the trials that this process had before
 
     resumable = (learner, batches, probe, ledger, clock)
     epoch = 0 if checkpoint is None else checkpoint.resume(resumable)
@@ -125,67 +131,20 @@ def train_pack(
     return rows
 
 
-class Resumable(Protocol):
-    """A part of a training run that can be put down at an epoch's end and taken up elsewhere."""
+class Learner:
+    """A network with its optimizer, and the donor of its flow where the trial names one.
 
-    def state(self) -> Any:  # noqa: ANN401 - tensors, numbers, text, and lists and dicts of them
-        ...
-
-    def restore(self, state: Any) -> None: ...  # noqa: ANN401
-
-
-class Checkpoint:
-    """Keeps a run's state every so often, so that a lost worker costs minutes and not hours.
-
-    `read` and `write` move the bytes: where they lie is not this module's business. State of
-    another pack or other code is not gone on with; it is overwritten in time.
-
-    Units:
-        every: seconds between two checkpoints, at epochs' ends.
+    On a GPU the first step is recorded, the donor's with it, and every step replays the record.
     """
 
     def __init__(
         self,
-        trial: Trial,
-        read: Callable[[], bytes | None],
-        write: Callable[[bytes], None],
+        replicas: Sequence[Trial],
+        images: Images,
+        device: torch.device,
         *,
-        every: float = 300.0,
+        captured: bool = True,
     ) -> None:
-        self._names = [replace(trial, seed=trial.pack[0]).id, digest_code()]
-        self._read = read
-        self._write = write
-        self._every = every
-        self._last = time.monotonic()
-
-    def resume(self, parts: Sequence[Resumable]) -> int:
-        """Put the parts back to where they were kept; the number of epochs done."""
-        content = self._read()
-        if content is None:
-            return 0
-        # Tensors and plain values only: whatever else a file might hold is refused.
-        kept = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if kept["names"] != self._names:
-            return 0
-        for part, state in zip(parts, kept["parts"], strict=True):
-            part.restore(state)
-        return kept["epoch"]
-
-    def keep(self, parts: Sequence[Resumable], epoch: int) -> None:
-        """Write the parts down, if it is time."""
-        if time.monotonic() - self._last < self._every:
-            return
-        buffer = io.BytesIO()
-        states = [part.state() for part in parts]
-        torch.save({"names": self._names, "epoch": epoch, "parts": states}, buffer)
-        self._write(buffer.getvalue())
-        self._last = time.monotonic()
-
-
-class Learner:
-    """A network with its optimizer, and the donor of its flow where the trial names one."""
-
-    def __init__(self, replicas: Sequence[Trial], images: Images, device: torch.device) -> None:
         self._trial = trial = replicas[0]
         network = build_network(trial, images.shape, images.classes, replicas=len(replicas))
         initialize(network, replicas)
@@ -195,26 +154,49 @@ class Learner:
         self.network = network
         # The probe's hooks stay on the network itself; compiled, it shares every weight with it.
         self._forward = torch.compile(network) if trial.compile else network
-        self._optimizer = make_optimizer(network, trial)
+        on_gpu = device.type == "cuda"
+        # Captured or not, so that both leave the same bits.
+        self._optimizer = make_optimizer(network, trial, capturable=on_gpu)
         self._donor = None
         if trial.flow != "own":
             self._donor = Learner([replica.donor for replica in replicas], images, device)
+        # What torch.compile makes of a network launches its kernels in a way of its own.
+        self._is_captured = captured and on_gpu and not trial.compile
+        self._record: CapturedSteps | None = None
 
     def state(self) -> list[Any]:
         donor = self._donor.state() if self._donor else None
-        return [self.network.state_dict(), self._optimizer.state_dict(), donor]
+        return [self.network.state_dict(), self._optimizer.state_dict()["state"], donor]
 
     def restore(self, state: list[Any]) -> None:
-        network, optimizer, donor = state
+        network, momentum, donor = state
         self.network.load_state_dict(network)
-        self._optimizer.load_state_dict(optimizer)
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": momentum})
+        self._record = None  # the momentum lies elsewhere now
         if self._donor:
             self._donor.restore(donor)
 
     def step(self, x_BDHW: Tensor, y_BR: Tensor, *, lr: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; returns the mean loss and the number of hits of each replica."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        """One optimizer step; returns the mean loss and the number of hits of each replica.
+
+        Both are overwritten by the next step where it is captured.
+        """
+        self.set_rate(lr)
+        if not self._is_captured:
+            return self.take_step(x_BDHW, y_BR)
+        if self._record is None:
+            self._record = CapturedSteps([self], [(x_BDHW, y_BR)])
+        (score,) = self._record([(x_BDHW, y_BR)])
+        return score
+
+    def set_rate(self, lr: float) -> None:
+        """Let the next step, and the donor's, use the learning rate `lr`."""
+        set_rate(self._optimizer, lr)
+        if self._donor:
+            self._donor.set_rate(lr)
+
+    def take_step(self, x_BDHW: Tensor, y_BR: Tensor) -> tuple[Tensor, Tensor]:
+        """The step itself, kernel by kernel."""
         bfloat16 = self._trial.precision == "bfloat16"
         with torch.autocast(x_BDHW.device.type, torch.bfloat16, enabled=bfloat16):
             y_BRK = self._forward(x_BDHW)
@@ -232,8 +214,17 @@ class Learner:
         else:
             with grafted_updates(self.network, self._donor.network):
                 self._optimizer.step()
-                self._donor.step(x_BDHW, y_BR, lr=lr)
+                self._donor.take_step(x_BDHW, y_BR)
         return loss_R.detach(), (y_BRK.argmax(-1) == y_BR).sum(0)
+
+    def written(self) -> Iterator[Tensor]:
+        """Every tensor that a step changes and the next one reads: weights, statistics, momentum."""
+        yield from self.network.parameters()
+        yield from self.network.buffers()
+        for of_parameter in self._optimizer.state.values():
+            yield of_parameter["momentum_buffer"]
+        if self._donor:
+            yield from self._donor.written()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,14 +248,11 @@ class Evaluation:
         network.eval()
         losses_R: list[Tensor] = []
         correct_BR: list[Tensor] = []
-        batches = zip(
-            part.x_NHWC.split(EVALUATION_BATCH), part.y_N.split(EVALUATION_BATCH), strict=True
-        )
+        x_NHWC, y_N = part.x_NHWC.to(self._device), part.y_N.to(self._device)  # one wait, not many
+        batches = zip(x_NHWC.split(EVALUATION_BATCH), y_N.split(EVALUATION_BATCH), strict=True)
         for x_BHWC, y_B in batches:
-            x_BRHWC = x_BHWC.to(self._device)[:, None].expand(
-                -1, network.replicas, *x_BHWC.shape[1:]
-            )
-            y_BR = y_B.to(self._device)[:, None].expand(-1, network.replicas)
+            x_BRHWC = x_BHWC[:, None].expand(-1, network.replicas, *x_BHWC.shape[1:])
+            y_BR = y_B[:, None].expand(-1, network.replicas)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
                 y_BRK = network(self._normalize(x_BRHWC)).float()
             loss_BR = functional.cross_entropy(

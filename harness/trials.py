@@ -74,8 +74,11 @@ _SKELETONS: Mapping[str, tuple[str, ...]] = {
 DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "svhn", "synthetic")
 """The data sets with a plain name; `find_dataset_mistake` knows those that are described by theirs."""
 
-SYNTHETIC = re.compile(r"synthetic:([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([1-9]\d*)x([1-9]\d*)")
+SYNTHETIC = re.compile("synthetic:" + "x".join(["([1-9][0-9]{0,9})"] * 5))
 """Channels, height, width, classes, images."""
+
+MOST_IMAGE_BYTES = 2**35
+"""Of a synthetic data set, a byte for each channel of each pixel: a machine holds it in memory."""
 
 IMAGE_FOLDER = re.compile(
     r"imagefolder:([A-Za-z0-9][\w.-]*):([1-9]\d{0,3})@([0-9a-f]{16})", re.ASCII
@@ -123,12 +126,14 @@ def _find_synthetic_mistake(dataset: str) -> str | None:
             "'synthetic:' goes on with channels x height x width x classes x images: "
             "3x32x32x10x60000"
         )
-    _, height, width, classes, images = map(int, match.groups())
+    channels, height, width, classes, images = map(int, match.groups())
     most = (height + 1) // 2 * ((width + 1) // 2) - 1  # waves that differ on such a lattice
     if not 2 <= classes <= most:
         return f"images of {height}x{width} have room for 2 to {most} classes, not {classes}"
     if images < 20 * classes:
         return f"{classes} classes need {20 * classes} images or more, not {images}"
+    if (size := channels * height * width * images) > MOST_IMAGE_BYTES:
+        return f"its images have {size:,} bytes; {MOST_IMAGE_BYTES:,} at most"
     return None
 
 

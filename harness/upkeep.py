@@ -30,10 +30,14 @@ from harness.errors import HarnessError, StoreError
 from harness.lease import Lease
 from harness.store import TABLES, Store, name_stem
 from harness.tables import find_differing_columns
+from harness.tally import say_count
 from harness.trials import Trial
 
 PART_BYTES = 64 << 20
 """Size of the small files, over all tables, that go into one part: it must fit into memory."""
+
+NAMED_DIFFERENCES = 20
+"""Trials that a merge in vain names; the rest is counted."""
 
 Tables = Mapping[str, pa.Table]
 
@@ -104,7 +108,7 @@ def repair(store: Store, *, join: bool = False) -> list[str]:
         moved = store.set_aside(damage)
     return [
         *(f"{error.path}: {error.reason}" for error in damage),
-        f"{store.location}: {len(moved) or 'no'} files set aside below damaged/",
+        f"{store.location}: {say_count(len(moved), 'file')} set aside below damaged/",
     ]
 
 
@@ -152,7 +156,7 @@ def _check(options: argparse.Namespace) -> int:
     damage = _open(options.results).find_damage()
     for error in damage:
         print(f"{error.path}: {error.reason}")
-    print(f"{options.results}: {len(damage) or 'no'} damaged or foreign files")
+    print(f"{options.results}: {say_count(len(damage), 'damaged or foreign file')}")
     return 1 if damage else 0
 
 
@@ -169,7 +173,8 @@ def _compact(options: argparse.Namespace) -> int:
         parts = compact(store)
         after = len(store.measure_stems())
     print(
-        f"{options.results}: {before} files per table before, {after} now; {len(parts)} new parts"
+        f"{options.results}: {say_count(before, 'file')} per table before, {after} now; "
+        f"{say_count(len(parts), 'new part')}"
     )
     return 0
 
@@ -179,11 +184,11 @@ def _merge(options: argparse.Namespace) -> int:
     sources = [_open(location) for location in options.sources]
     with _hold(target, "merge"):
         merged = merge(sources, target)
-    print(f"{options.output}: {merged.trials} trials")
+    print(f"{options.output}: {say_count(merged.trials, 'trial')}")
     if merged.repeated:
         print(
-            f"{merged.repeated} of them were trained more than once and are equal bit for bit, "
-            "timings and provenance aside"
+            f"trained more than once, and equal bit for bit, timings and provenance aside: "
+            f"{merged.repeated}"
         )
     return 0
 
@@ -262,10 +267,12 @@ def _refuse_differences(copies: Mapping[str, Sequence[tuple[Store, str]]]) -> No
     differences = list(_find_differences(copies))
     if differences:
         what = (
-            f"{len(differences)} trials were trained more than once with different results; nothing "
-            "has been merged. On one kind of device they must agree bit for bit"
+            f"trained more than once, with different results: {say_count(len(differences), 'trial')}; "
+            "nothing has been merged. On one kind of device they must agree bit for bit"
         )
-        raise StoreError("\n".join([what, *differences[:20]]))
+        more = len(differences) - NAMED_DIFFERENCES
+        named = differences[:NAMED_DIFFERENCES] + [f"and {more} more"] * (more > 0)
+        raise StoreError("\n".join([what, *named]))
 
 
 def _find_differences(copies: Mapping[str, Sequence[tuple[Store, str]]]) -> Iterator[str]:

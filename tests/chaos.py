@@ -18,23 +18,28 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.store import Store
 from harness.tables import find_differing_columns, to_table
 from harness.trials import PROGRAMS, Trial
 
+if TYPE_CHECKING:
+    from harness.shards import Start
+
 TRIALS_PER_FAULT = 3
 TRIAL_LIMIT = 10.0
 """Seconds; a hundred times what a trial takes, for a machine with much else to do."""
 
+EPOCHS = 2
 PAUSE = 0.4
-"""Seconds added to each trial, so that faults meet trials and not only the gaps between them."""
+"""Seconds added to each trial, so that faults meet trials and not only the gaps between them: in
+equal parts after its checkpoints, one an epoch, so that faults meet trials that can be gone on with."""
 
 NODES = 2
 STARTS = 60
@@ -65,6 +70,10 @@ class Toll:
     unequal: int = 0
     starts: int = 0
     """Of trainings."""
+    resumed: int = 0
+    """Of these, from a checkpoint."""
+    repeated: int = 0
+    """Trials that were trained more than once."""
     drivers: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -85,8 +94,9 @@ class Toll:
                     f"{self.doubled} doubled, {self.unequal} unequal"
                 ),
                 (
-                    f"work     {self.starts} trainings, {self.wasted} of them wasted "
-                    f"({self.wasted / max(1, self.faults.total()):.2f} per fault)"
+                    f"work     {self.starts} trainings, {self.resumed} from a checkpoint; "
+                    f"{self.repeated} trials trained more than once, {self.wasted} trainings "
+                    f"wasted ({self.wasted / max(1, self.faults.total()):.2f} per fault)"
                 ),
                 f"noted    {noted or 'no failures'}",
                 f"drivers  {self.drivers}, {self.seconds:.0f} s in all",
@@ -96,7 +106,7 @@ class Toll:
 
 def make_trials(count: int) -> list[Trial]:
     """So many trials of a tenth of a second; every tenth one diverges."""
-    small = {"dataset": "digits", "architecture": "mlp", "depth": 2, "epochs": 2}
+    small = {"dataset": "digits", "architecture": "mlp", "depth": 2, "epochs": EPOCHS}
     recipe = {"width_factor": 0.1, "warmup_epochs": 0.5, "augmentation": "none", "probe_size": 64}
     return [
         Trial(
@@ -121,17 +131,18 @@ class Disturbed:
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return _arrive, (self.folder,)
 
-    def __call__(self, pack: Any, on_gpu: bool, attempt: int, run: str) -> list[Any]:
+    def __call__(self, start: Start) -> list[Any]:
         from harness.fanout import train_with_torch
 
         with (self.folder / "starts").open("a", encoding="ascii") as starts:
-            starts.write(f"{pack[0].id}\n")
+            starts.write(f"{start.pack[0].id}\n")
+        start.partial.read = _counted(start.partial.read, self.folder / "resumed")
+        start.partial.write = _slowed(start.partial.write)
         for order in sorted((self.folder / "orders").iterdir()):
             with suppress(FileNotFoundError):  # another worker was faster
                 order.rename(self.folder / "taken" / order.name)
                 self._obey(order.name)
-        time.sleep(PAUSE)
-        return train_with_torch(pack, on_gpu, attempt, run)
+        return train_with_torch(start)
 
     def _obey(self, order: str) -> None:
         match order.partition("-")[0]:
@@ -141,6 +152,29 @@ class Disturbed:
                 time.sleep(3600)
             case "eats its memory":
                 bytearray(1 << 46)
+
+
+def _counted(read: Callable[[], bytes | None], notes: Path) -> Callable[[], bytes | None]:
+    """Reads a checkpoint, and writes down that there was one."""
+
+    def read_and_note() -> bytes | None:
+        content = read()
+        if content is not None:
+            with notes.open("ab") as file:
+                file.write(b"+")
+        return content
+
+    return read_and_note
+
+
+def _slowed(write: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Writes a checkpoint, and rests."""
+
+    def write_and_rest(content: bytes) -> None:
+        write(content)
+        time.sleep(PAUSE / EPOCHS)
+
+    return write_and_rest
 
 
 def _arrive(folder: Path) -> Disturbed:
@@ -169,6 +203,7 @@ def drive(folder: Path, address: str, count: int) -> int:
             watcher=Progress(trials, forecast),
             stop=threading.Event(),
             train=Disturbed(folder),
+            keep_every=0.0,
         )
     except HarnessError as error:
         print(error, file=sys.stderr)
@@ -188,6 +223,7 @@ class Rampage:
         self._store = Store(folder / "results")
         for name in ("orders", "taken", "results"):
             (folder / name).mkdir(exist_ok=True)
+        (folder / "resumed").touch()
         self._can_mount = _mount("tmpfs", "-t", "tmpfs", "-o", "size=64m", at=folder / "results")
         kinds = ORDERED + KILLS + (DISK if self._can_mount else ())
         self._faults = [kinds[index % len(kinds)] for index in range(faults)]
@@ -307,7 +343,10 @@ class Rampage:
         toll.found = len(set(rows))
         toll.lost = len({trial.id for trial in trials} - set(rows))
         toll.doubled = len(rows) - len(set(rows))
-        toll.starts = len((self._folder / "starts").read_text(encoding="ascii").split())
+        starts = Counter((self._folder / "starts").read_text(encoding="ascii").split())
+        toll.starts = starts.total()
+        toll.repeated = sum(times > 1 for times in starts.values())
+        toll.resumed = len((self._folder / "resumed").read_bytes())
         toll.failures = Counter(row.kind for row in store.read_failures())
         prepare_worker(1)
         images = load_images("digits")

@@ -1,4 +1,7 @@
-"""Trials that do nothing: what the harness, Tune's defaults and bare Ray tasks cost per trial."""
+"""Trials that do nothing: what the harness, Tune's defaults and bare Ray tasks cost per trial.
+
+`python -m tests.benchmarks.fanout SIDE TRIALS` measures one size of one side, larger ones too.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,30 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 SIDES = {
-    "harness": (100, 500, 2_000, 10_000),
+    "run": (100, 10_000),
+    "fan-out": (100, 500, 2_000, 10_000),
+    "one by one": (500,),
     "tune defaults": (100,),
     "bare tasks": (100, 500, 2_000, 10_000),
 }
-"""How many trials each side is asked for; Tune's defaults take seconds a trial."""
+"""How many trials each side is asked for; Tune's defaults take seconds a trial.
+
+`run` is the whole command, from the grid to the last line it prints; `fan-out` its middle, from the
+missing trials to their rows; `one by one` the same with a Tune trial for each, as for long trials.
+"""
+
+GRID = """
+defaults: {{dataset: digits, epochs: 1, warmup_epochs: 0, augmentation: none}}
+seeds: {seeds}
+grid:
+  - {{architecture: mlp, placement: [before, after], depth: 1}}
+"""
 
 
 def measure_fanout() -> list[dict[str, Any]]:
@@ -39,6 +57,7 @@ def measure_fanout() -> list[dict[str, Any]]:
                 {
                     "side": side,
                     "trials": size,
+                    "seconds": seconds,
                     "ms per trial": 1e3 * seconds / size,
                     "driver MB": memory / 1e6,
                     "files": int(files),
@@ -48,16 +67,36 @@ def measure_fanout() -> list[dict[str, Any]]:
 
 
 def _run(side: str, size: int) -> None:
+    measures: dict[str, Callable[[int, Path], float]] = {
+        "run": _run_command,
+        "fan-out": partial(_fan_out, seconds=None),
+        "one by one": partial(_fan_out, seconds=1_000.0),
+        "tune defaults": _run_tune,
+        "bare tasks": _run_tasks,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        run = {"harness": _run_harness, "tune defaults": _run_tune, "bare tasks": _run_tasks}[side]
         with contextlib.redirect_stdout(io.StringIO()):
-            seconds = run(size, Path(folder))
+            seconds = measures[side](size, Path(folder))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         files = sum(path.is_file() for path in Path(folder).rglob("*"))
     print(seconds, memory, files)
 
 
-def _run_harness(size: int, folder: Path) -> float:
+def _run_command(size: int, folder: Path) -> float:
+    from harness import fanout
+    from harness.run import main
+
+    grid = folder / "grid.yaml"
+    grid.write_text(GRID.format(seeds=size // 2), encoding="utf-8")
+    fanout.train_missing = partial(fanout.train_missing, train=_train_nothing)
+    begun = time.perf_counter()
+    code = main([str(grid), "--quiet", "--results", str(folder / "rows")])
+    assert code == 0, code
+    return time.perf_counter() - begun
+
+
+def _fan_out(size: int, folder: Path, *, seconds: float | None) -> float:
+    """`seconds` is what a trial is said to take; the harness's own guess, if None."""
     from harness.fanout import Request, train_missing
     from harness.forecast import Forecast
     from harness.progress import Progress
@@ -72,7 +111,7 @@ def _run_harness(size: int, folder: Path) -> float:
         Store(folder),
         Request(),
         run="benchmark",
-        estimate=lambda _: 0.001,
+        estimate=forecast.seconds if seconds is None else lambda _: seconds,
         limit=forecast.limit,
         watcher=Progress(trials, forecast),
         stop=threading.Event(),
@@ -81,10 +120,10 @@ def _run_harness(size: int, folder: Path) -> float:
     return time.perf_counter() - begun
 
 
-def _train_nothing(pack: Any, on_gpu: bool, attempt: int, run: str) -> list[Any]:
+def _train_nothing(start: Any) -> list[Any]:
     from tests.harness.conftest import make_rows
 
-    return [make_rows(trial) for trial in pack]
+    return [make_rows(trial) for trial in start.pack]
 
 
 def _run_tune(size: int, folder: Path) -> float:

@@ -61,6 +61,13 @@ MaxStartups 50
 """
 
 
+def read_template() -> str:
+    """Read harness/clusters/aws.yaml, but for what moto has not: public images, a group's VPC."""
+    text = (ROOT / "harness/clusters/aws.yaml").read_text()
+    text = re.sub(r"Default: /aws/service/\S+", "Default: /image", text)
+    return text.replace("${SecurityGroup.VpcId}", "vpc-of-the-group")
+
+
 def run(*command: str) -> str:
     """Run a command that must not fail; what it prints comes back."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

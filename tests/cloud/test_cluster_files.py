@@ -112,6 +112,7 @@ def test_nothing_but_ssh_listens_to_the_world(config):
     (head,) = (command for command in commands(config) if "ray start --head" in command)
     assert "--dashboard-host=127.0.0.1" in head
     assert not any("0.0.0.0" in command for command in commands(config))
+    assert "pkill -f -- '-m ray[.]util[.]client[.]server'" in config["head_start_ray_commands"]
 
 
 def test_no_secret_stands_in_a_file(config):
@@ -178,6 +179,24 @@ def test_ssh_is_never_open_to_the_world(stack, world):
     pattern = stack["Parameters"]["SshFrom"]["AllowedPattern"]
     assert re.fullmatch(pattern, "203.0.113.7/32")
     assert not re.fullmatch(pattern, world)
+
+
+def test_a_worker_may_delete_what_is_half_done_and_nothing_else(stack):
+    resources = stack["Resources"]
+    (worker,) = resources["WorkerRole"]["Properties"]["ManagedPolicyArns"]
+    assert "Policies" not in resources["WorkerRole"]["Properties"]
+    deletes = [
+        statement["Resource"]
+        for statement in resources[worker]["Properties"]["PolicyDocument"]["Statement"]
+        if "s3:DeleteObject" in statement["Action"]
+    ]
+    assert deletes == ["${Bucket.Arn}/results/*/partial/*"]
+
+
+def test_a_head_starts_workers_in_the_network_of_its_group_only(stack):
+    statements = stack["Resources"]["Workers"]["Properties"]["PolicyDocument"]["Statement"]
+    (subnets,) = (each for each in statements if ":subnet/*" in str(each["Resource"]))
+    assert "${SecurityGroup.VpcId}" in subnets["Condition"]["ArnEquals"]["ec2:Vpc"]
 
 
 def test_no_policy_gives_more_than_it_names(stack):

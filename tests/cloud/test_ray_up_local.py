@@ -3,6 +3,8 @@
 The tests run in the order they stand in; each goes on where the one before it stopped.
 """
 
+import socket
+
 import pytest
 import yaml
 
@@ -59,6 +61,8 @@ def test_every_machine_has_the_clusters_token_for_its_owner_only(hosts):
 def test_without_the_token_the_head_answers_nothing(laptop, hosts):
     status = laptop.type("ray", "status", f"--address={ADDRESSES[0]}:6379", check=False)
     assert "InvalidAuthToken" in status or "Unauthenticated" in status, status
+    with pytest.raises(ConnectionRefusedError):  # Ray Client's
+        socket.create_connection((ADDRESSES[0], 10001), timeout=10)
 
 
 def test_ray_down_ends_ray_on_every_machine(laptop, hosts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from harness.errors import ClusterError
 from harness.run import main
 from tests.harness.conftest import make_rows, make_trial
 
-CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster.yaml"
 
 seconds = st.floats(0, 300 * BOOT_TIME)
 workers = st.integers(0, 300)
@@ -82,16 +84,40 @@ def test_hours_and_money_follow_from_what_has_been_trained():
     row = make_rows(done, wall_time=1_000.0, device_kind="cuda").trial
     lines = describe(trials, finished=[(done, row)], prices={"spot": 1.0, "head": 0.5})
     hours = (BOOT_TIME + 12 * 1_000) / 3600
-    (spot,) = (line for line in lines if " spot " in line and "machine-hours" in line)
-    assert spot.startswith("8 spot (g6.xlarge, 1 trial each): roughly ")
+    (spot,) = (line for line in lines if line.startswith("8 spot (g6.xlarge, 1 trial each)"))
     found = re.findall(r"([\d.]+) (h|machine-hours|USD)\b", spot)
     assert [(float(n), unit) for n, unit in found] == [
         (pytest.approx(hours, abs=0.05), "h"),
         (pytest.approx(8 * hours, abs=0.05), "machine-hours"),
         (pytest.approx(8.5 * hours, abs=0.005), "USD"),
     ]
-    assert "from 1 finished trials" in spot
+    assert "from 1 finished trials" in lines
     assert "computed" in lines[-1]
+
+
+def read_hours(line: str) -> float:
+    return float(re.search(r"roughly ([\d.]+) h", line)[1])
+
+
+def test_one_machine_takes_as_much_longer_as_the_fleet_has_machines():
+    trials = [make_trial(seed=seed) for seed in range(96)]
+    row = make_rows(make_trial(seed=1_000), wall_time=1_000.0, device_kind="cuda").trial
+    lines = describe(trials, finished=[(make_trial(seed=1_000), row)])
+    alone, fleet = (read_hours(line) for line in lines if " spot (" in line)
+    boot = BOOT_TIME / 3600
+    assert (alone - boot) / (fleet - boot) == pytest.approx(8, rel=0.05)
+
+
+def test_a_shared_gpu_is_no_faster_until_trials_have_been_timed_on_it():
+    trials = [make_trial(seed=seed, epochs=5_000) for seed in range(96)]
+    alone, shared = describe(trials), describe(trials, gpus=0.25)
+    assert [*map(read_hours, shared[:4])] == [*map(read_hours, alone[:4])]
+    assert any("no gain from sharing one; no trial has been timed" in line for line in shared)
+    done = make_trial(seed=1_000, epochs=5_000)
+    row = make_rows(done, wall_time=10_000.0, device_kind="cuda").trial
+    quarter = describe(trials, gpus=0.25, finished=[(done, row)])
+    whole = describe(trials, finished=[(done, row)])
+    assert read_hours(quarter[0]) < read_hours(whole[0]) / 3
 
 
 def test_times_on_a_cpu_say_nothing_about_a_gpu():
@@ -139,3 +165,24 @@ def test_a_plan_names_the_price_where_there_is_a_cluster_file(tmp_path, monkeypa
     assert "rented     1 spot (g6.xlarge, 1 trial each)" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["small.yaml", "--dry-run", "--price", "0.25"])
+
+
+def test_the_readmes_hours_and_money_are_what_its_command_prints(tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(
+        r"^python -m harness\.run (grids/\S+ --dry-run --seeds .*)$", readme, re.MULTILINE
+    )
+    rows = re.findall(r"^\| (\d) ([\w ]+) \| ([\d.]+) \| ([\d.]+) \|$", readme, re.MULTILINE)
+    assert len(rows) == 3
+    monkeypatch.chdir(tmp_path)
+    for name in ("grids", "cluster.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    assert main(shlex.split(command)) == 0
+    said = capsys.readouterr().out
+    assert "to train   1000" in said
+    for machines, kind, hours, money in rows:
+        assert re.search(
+            rf"{machines} {kind.replace(' ', '-')} \(g6\.xlarge, 1 trial each\): "
+            rf"roughly {hours} h, .* {money} USD with the head",
+            said,
+        ), said

@@ -92,7 +92,7 @@ def two_types(monkeypatch):
     cluster.shutdown()
 
 
-def train_nowhere(pack, _on_gpu, attempt, run):
+def train_nowhere(start):
     """Stand in for training: the device is the one of the node it would have been on."""
     import time
 
@@ -103,7 +103,10 @@ def train_nowhere(pack, _on_gpu, attempt, run):
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
     (name,) = (name for name in node["Resources"] if name.startswith("accelerator_type:"))
     device = name.replace("accelerator_type:", "NVIDIA ")
-    return [make_rows(trial, device=device, attempt=attempt, run=run) for trial in pack]
+    return [
+        make_rows(trial, device=device, attempt=start.attempt, run=start.run)
+        for trial in start.pack
+    ]
 
 
 @pytest.mark.ray

@@ -4,127 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness import fanout
 from harness.errors import ClusterError, DataError
-from harness.fanout import (
-    EXCEPTIONS,
-    LONGEST_SHARD,
-    STARTS,
-    TIMEOUTS,
-    Request,
-    Shard,
-    Standing,
-    cut_shards,
-)
-from harness.records import FailureRow
-from harness.store import Store
-from harness.trials import Trial
+from harness.fanout import Request
+from harness.provenance import digest_code, read_commit
+from harness.shards import EXCEPTIONS, KEEP_EVERY, STARTS, TIMEOUTS
+from harness.store import TABLES, Store
+from harness.tables import find_differing_columns, to_table
 from tests.harness.conftest import make_rows, make_trial
 
-
-def make_failure(trial: Trial, attempt: int, kind: str, run: str = "now") -> FailureRow:
-    return FailureRow(
-        trial_id=trial.id,
-        trial=trial.label,
-        attempt=attempt,
-        run=run,
-        kind=kind,
-        message="",
-        traceback="",
-        failed_at=datetime(2026, 1, 1, tzinfo=UTC),
-        host="",
-        code_digest="",
-    )
-
-
-def standing_after(*failures: FailureRow, finished=()) -> Standing:
-    by_trial = {}
-    for row in failures:
-        by_trial.setdefault(row.trial_id, []).append(row)
-    return Standing(frozenset(trial.id for trial in finished), by_trial)
-
-
-class TestShards:
-    @given(st.lists(st.floats(0.01, 500), max_size=200), st.integers(1, 64))
-    def test_every_pack_travels_once_and_in_its_place(self, seconds, workers):
-        packs = list(range(len(seconds)))
-        shards = list(cut_shards(packs, seconds.__getitem__, workers))
-        assert [pack for shard in shards for pack in shard] == packs
-        assert all(shards)
-
-    @given(st.lists(st.floats(0.01, 500), min_size=1, max_size=200), st.integers(1, 64))
-    def test_a_shard_is_short_enough_to_lose(self, seconds, workers):
-        shards = cut_shards(range(len(seconds)), seconds.__getitem__, workers)
-        for shard in shards:
-            assert sum(seconds[pack] for pack in shard[:-1]) < LONGEST_SHARD
-
-    def test_shards_get_shorter_so_that_workers_end_together(self):
-        lengths = [len(shard) for shard in cut_shards(range(400), lambda _: 1.0, workers=2)]
-        assert lengths == sorted(lengths, reverse=True)
-        assert lengths[0] == 100
-        assert lengths[-1] <= 2
-
-    def test_tune_never_gets_more_trials_than_it_can_handle(self):
-        shards = list(cut_shards(range(50_000), lambda _: 100.0, workers=2))
-        assert len(shards) <= fanout.MOST_SHARDS + 20
-
-
-class TestStanding:
-    """What a worker finds to do when it takes up a shard."""
-
-    trial = make_trial()
-    shard = Shard(((trial,),), (1,), (60.0,))
-
-    def test_a_finished_trial_is_not_trained_again(self):
-        assert standing_after(finished=[self.trial]).open_packs(self.shard) == []
-
-    def test_a_trial_lost_with_its_worker_is_started_again_at_once(self):
-        standing = standing_after(make_failure(self.trial, 1, "worker lost"))
-        assert standing.open_packs(self.shard) == [((self.trial,), 2)]
-
-    def test_a_trial_that_raised_waits_for_new_workers(self):
-        standing = standing_after(make_failure(self.trial, 1, "exception"))
-        assert standing.open_packs(self.shard) == []
-        assert not standing.is_over((self.trial,))
-        assert standing.open_packs(replace(self.shard, attempts=(2,))) == [((self.trial,), 2)]
-
-    @pytest.mark.parametrize(
-        ("kind", "starts"),
-        [
-            ("worker lost", STARTS),
-            ("out of memory", STARTS),
-            ("exception", EXCEPTIONS),
-            ("timeout", TIMEOUTS),
-        ],
-    )
-    def test_a_trial_is_given_up_in_the_end(self, kind, starts):
-        rows = [make_failure(self.trial, attempt, kind) for attempt in range(1, starts + 1)]
-        assert not standing_after(*rows[:-1]).is_over((self.trial,))
-        assert standing_after(*rows).is_over((self.trial,))
-
-    def test_a_pack_is_trained_again_while_any_of_its_trials_lacks(self):
-        pack = (make_trial(pack_size=2), make_trial(pack_size=2, seed=1))
-        shard = Shard((pack,), (1,), (60.0,))
-        assert standing_after(finished=pack[:1]).open_packs(shard) == [(pack, 1)]
-        assert standing_after(finished=pack).open_packs(shard) == []
-
-    def test_failures_of_an_earlier_run_count_for_nothing(self, tmp_path):
-        store = Store(tmp_path)
-        for attempt in (1, 2, 3):
-            store.write_failure(make_failure(self.trial, attempt, "worker lost", run="before"))
-        assert Standing.read(store, "now").open_packs(self.shard) == [((self.trial,), 1)]
+ROOT = Path(__file__).parents[2]
 
 
 def make_seed(seed):
@@ -159,10 +60,11 @@ def train(trials, location, train=fanout.train_with_torch, *, seconds=0.5, **opt
         options.get("request", Request()),
         run="now",
         estimate=lambda _: seconds,
-        limit=lambda _: 3.0,
+        limit=lambda _: options.get("limit", 3.0),
         watcher=options.get("watcher", Notebook()),
         stop=threading.Event(),
         train=train,
+        keep_every=options.get("keep_every", KEEP_EVERY),
     )
     return store
 
@@ -173,9 +75,9 @@ class Misbehave:
     def __init__(self, rows):
         self._rows = rows
 
-    def __call__(self, pack, _on_gpu, attempt, run):
-        fault, _, when = pack[0].stage.partition(", ")
-        if not when or (when == "once" and attempt == 1):
+    def __call__(self, start):
+        fault, _, when = start.pack[0].stage.partition(", ")
+        if not when or (when == "once" and start.attempt == 1):
             match fault:
                 case "raises":
                     raise ValueError("bad luck")
@@ -192,8 +94,8 @@ class Misbehave:
                 case "misses its data":
                     raise DataError("no such data; fetch it")
         return [
-            replace(rows, trial=replace(rows.trial, attempt=attempt, run=run))
-            for rows in (self._rows[trial.id] for trial in pack)
+            replace(rows, trial=replace(rows.trial, attempt=start.attempt, run=start.run))
+            for rows in (self._rows[trial.id] for trial in start.pack)
         ]
 
 
@@ -389,3 +291,143 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(tmp_path):
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(ClusterError, match=f"no Ray at {address}: .*refused"):
             train([make_trial()], tmp_path, request=Request(address=address))
+
+
+class KilledOnce:
+    """Trains; notes each epoch, and in the first start kills its worker after the third.
+
+    What lies there for the second start is altered ahead of that where the trial's seed is 1.
+    """
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def __call__(self, start):
+        trial = start.pack[0]
+        write = start.partial.write
+
+        def write_and_note(content):
+            write(content)
+            notes = self._folder / f"epochs of seed {trial.seed}"
+            with notes.open("a", encoding="ascii") as file:
+                file.write(f"{start.attempt}\n")
+            if notes.read_text(encoding="ascii") == "1\n" * 3:
+                if trial.seed == 1:
+                    write(bytes(content)[:-1] + b"?")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        start.partial.write = write_and_note
+        return fanout.train_with_torch(start)
+
+
+@pytest.mark.ray
+def test_a_trial_goes_on_where_its_worker_was_killed(tmp_path):
+    import torch
+    from ray import cloudpickle
+
+    from harness.datasets import load_images
+    from harness.train import prepare_worker, train_pack
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    goes_on, begins_anew = trials = [
+        make_trial(seed=seed, epochs=6, width_factor=0.1, augmentation="none") for seed in range(2)
+    ]
+    store = train(trials, tmp_path, KilledOnce(tmp_path), keep_every=0.0, limit=200.0)
+    notes = [(tmp_path / f"epochs of seed {seed}").read_text().split() for seed in range(2)]
+    assert notes[0] == ["1"] * 3 + ["2"] * 3
+    assert notes[1] == ["1"] * 3 + ["2"] * 6
+    assert [row.kind for row in store.read_failures()] == ["worker lost"] * 2
+    assert list((tmp_path / "partial").iterdir()) == []
+    threads = torch.get_num_threads()
+    prepare_worker(threads=1)
+    for trial in (goes_on, begins_anew):
+        [calm] = train_pack([trial], load_images("digits"), device=torch.device("cpu"))
+        stored = store.read_tables(trial.id)
+        for name, rows in (
+            ("trials", [calm.trial]),
+            ("epochs", calm.epochs),
+            ("gradients", calm.gradients),
+        ):
+            assert find_differing_columns(stored[name], to_table(rows, TABLES[name])) == []
+    torch.set_num_threads(threads)
+
+
+GRID = """
+name: small
+defaults: {dataset: digits, epochs: 4, warmup_epochs: 1, augmentation: none}
+seeds: 30
+grid:
+  - {architecture: mlp, placement: [before, after], depth: 2, width_factor: 0.1}
+"""
+
+
+@pytest.mark.ray
+def test_a_switch_of_branches_during_a_run_changes_nothing(tmp_path):
+    """A worker that starts after it trains with the code of the run all the same."""
+    tree = tmp_path / "tree"
+    for package in ("harness", "analysis"):
+        shutil.copytree(ROOT / package, tree / package)
+    (tree / "small.yaml").write_text(GRID, encoding="utf-8")
+
+    def git(*arguments):
+        me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
+        done = subprocess.run(
+            ["git", *me, *arguments], cwd=tree, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "--initial-branch", "one")
+    git("add", ".")
+    git("commit", "--message", "one")
+    commit = git("rev-parse", "HEAD")
+    git("switch", "--create", "other")
+    (tree / "harness/networks.py").write_text("raise SystemExit('other code')", encoding="ascii")
+    git("commit", "--all", "--message", "other")
+    git("switch", "one")
+
+    run = subprocess.Popen(
+        [sys.executable, "-m", "harness.run", "small.yaml", "--max-concurrent", "1"],
+        cwd=tree,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    store = Store(tree / "results/small")
+    while not store.finished_ids():
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.02)
+    git("switch", "other")
+    [row, *_] = store.read_trial_rows()
+    os.kill(row.worker, signal.SIGKILL)
+    _, said = run.communicate(timeout=240)
+    assert run.returncode == 0, said
+    rows = store.read_trial_rows()
+    assert len(rows) == 60
+    assert len({row.worker for row in rows}) == 2
+    assert {(row.code_digest, row.commit, row.dirty) for row in rows} == {
+        (row.code_digest, commit, False)
+    }
+
+
+@pytest.mark.ray
+def test_workers_of_a_cluster_run_the_drivers_code_not_a_checkout_they_stand_in():
+    from ray import cloudpickle
+    from ray.cluster_utils import Cluster
+
+    def say_code():
+        from harness import provenance
+
+        return Path(provenance.__file__), provenance.digest_code(), provenance.read_commit()
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    small = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    try:
+        with fanout.survey(Request(address=cluster.address)) as found:
+            nodes = dict.fromkeys(found.nodes, ())
+            [answer] = fanout.run_on_every_node(say_code, nodes, patience=120).values()
+    finally:
+        cluster.shutdown()
+    path, digest, commit = answer.value
+    assert not path.is_relative_to(ROOT)
+    assert (digest, commit) == (digest_code(), read_commit())

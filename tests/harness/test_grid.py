@@ -69,7 +69,22 @@ WRONG = [
     (
         "an unclosed list",
         "seeds: [0, 1\ngrid: 3\n",
-        "my.yaml:2: not YAML: expected ',' or ']', but got ':', while parsing a flow sequence",
+        "my.yaml:2: not YAML: expected ',' or ']', but got ':', while parsing a flow sequence from line 1",
+    ),
+    (
+        "an unclosed quote",
+        SEEDS + PRODUCT + "name: 'my\n",
+        "my.yaml:5: not YAML: found unexpected end of stream, while scanning a quoted scalar from line 4",
+    ),
+    (
+        "a file in UTF-16",
+        (SEEDS + PRODUCT).encode("utf-16-le"),
+        "my.yaml:1: the character U+0000 is not text",
+    ),
+    (
+        "a million seeds one by one",
+        "seeds: [" + "1," * 30_000 + "]\n" + PRODUCT,
+        "my.yaml:1: more than 20,000 values, its aliases written out",
     ),
     (
         "no space after a colon",
@@ -85,12 +100,12 @@ WRONG = [
     (
         "an alias bomb",
         "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ngrid: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n",
-        "my.yaml:1: its aliases unfold into more than 20,000 values",
+        "my.yaml:1: more than 20,000 values, its aliases written out",
     ),
     (
         "an alias within itself",
         "grid: &a [*a]\n",
-        "my.yaml:1: its aliases unfold into more than 20,000 values",
+        "my.yaml:1: more than 20,000 values, its aliases written out",
     ),
     ("nested without end", "grid: " + "[" * 2000, "my.yaml:1: nested too deeply for a grid"),
     (
@@ -177,6 +192,17 @@ WRONG = [
         "tuning of something else",
         "seeds: 2\ntuning: {lr: 0.1, seeds: 2, momentun: 0.9}\n" + PRODUCT,
         "my.yaml:2: tuning.momentun: not a choice of the tuning stage: lr, weight_decay, seeds, epochs",
+    ),
+    (
+        "tuning that says nothing",
+        "seeds: 2\ntuning:\n" + PRODUCT,
+        "my.yaml:2: tuning: no value stands here",
+    ),
+    (
+        "tuning of absurd size",
+        f"seeds: 2\ntuning: {{lr: [{', '.join(f'0.{i:04}' for i in range(1, 1001))}], weight_decay: [0, 0.1], seeds: 100}}\n"
+        + PRODUCT,
+        "my.yaml:2: tuning: up to 200,000 trials are too many; 100,000 at most",
     ),
     (
         "tuning that is no mapping",
@@ -385,6 +411,21 @@ WRONG = [
         "my.yaml:3: grid[0].architecture: 'resnt' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL; did you mean 'resnet'?",
     ),
     (
+        "letters that look alike",
+        product("architecture: r\u0435snet", "placement: before", "depth: 8"),
+        "my.yaml:3: grid[0].architecture: 'r\u0435snet' (that is 'r\\u0435snet') is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL; did you mean 'resnet'?",
+    ),
+    (
+        "images that fill any memory",
+        default("dataset: synthetic:3x999x999x10x9999999"),
+        "my.yaml:3: defaults.dataset: its images have 29,940,027,005,997 bytes; 34,359,738,368 at most",
+    ),
+    (
+        "a data set of too many digits",
+        default(f"dataset: synthetic:1x8x8x2x{'9' * 5000}"),
+        "my.yaml:3: defaults.dataset: 'synthetic:' goes on with channels x height x width x classes x images: 3x32x32x10x60000",
+    ),
+    (
         "an unknown word",
         default("precision: bf16"),
         "my.yaml:3: defaults.precision: 'bf16' is not a precision: float32, bfloat16; did you mean 'bfloat16'?",
@@ -435,6 +476,11 @@ WRONG = [
         "my.yaml:4: programs.resnet.mine: 'relu' is not an operation: conv, +, norm, act",
     ),
     (
+        "a program without end",
+        "seeds: 2\nprograms:\n  mlp:\n    mine: linear" + " act" * 40_000 + "\n" + PRODUCT,
+        "my.yaml:4: programs.mlp.mine: a block has 100 operations at most, this one has 40,001",
+    ),
+    (
         "a program of another architecture",
         "seeds: 2\nprograms:\n  resnet:\n    mine: conv norm act\n" + PRODUCT,
         "my.yaml:4: programs.resnet.mine: without norm and act a block of resnet is 'conv conv +', this one is 'conv'",
@@ -481,6 +527,21 @@ WRONG = [
         "a name written from right to left",
         'name: "a\u202eb"\n' + SEEDS + PRODUCT,
         f"my.yaml:1: name: 'a\\u202eb' cannot name a grid and its folder: {A_NAME}",
+    ),
+    (
+        "a name of letters that combine",
+        "name: re\u0301s\n" + SEEDS + PRODUCT,
+        f"my.yaml:1: name: 're\u0301s' (that is 're\\u0301s') cannot name a grid and its folder: {A_NAME}",
+    ),
+    (
+        "a name longer than a file's",
+        f"name: {'a' * 300}\n" + SEEDS + PRODUCT,
+        f"my.yaml:1: name: '{'a' * 60}'... cannot name a grid and its folder: {A_NAME}",
+    ),
+    (
+        "a name that is an option",
+        "name: -rf\n" + SEEDS + PRODUCT,
+        f"my.yaml:1: name: '-rf' cannot name a grid and its folder: {A_NAME}",
     ),
     (
         "a name that is a number",
@@ -587,6 +648,14 @@ full.yaml:15: seeds: given twice (first on line 2)"""
     )
 
 
+def test_of_many_mistakes_the_first_are_told_and_the_rest_is_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, SEEDS + PRODUCT + "".join(f"key{index}: 1\n" for index in range(70)))
+    *told, last = read_mistakes("my.yaml").splitlines()
+    assert len(told) == 50
+    assert last == "my.yaml: 20 more mistakes"
+
+
 def test_a_file_that_cannot_be_read_says_why(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, SEEDS + PRODUCT)
@@ -599,6 +668,20 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path, monkeypatch):
     Path("latin.yaml").write_bytes("seeds: 2\n# für später\n".encode("latin-1"))
     assert (
         read_mistakes("latin.yaml") == "latin.yaml:2: not UTF-8 (byte 0xFC); save the file as UTF-8"
+    )
+    os.mkfifo("pipe.yaml")  # whose reader would wait for ever
+    for odd in ("pipe.yaml", "/dev/zero"):
+        assert read_mistakes(odd) == f"{odd}: a pipe or a device; a grid is a file"
+    Path("circle.yaml").symlink_to("circle.yaml")
+    assert (
+        read_mistakes("circle.yaml")
+        == "circle.yaml: cannot be read: Too many levels of symbolic links"
+    )
+    Path("whither-has-it-gone.yaml").symlink_to("nowhere.yaml")
+    assert read_mistakes("whither-has-it-gone.yaml") == "whither-has-it-gone.yaml: no such file"
+    assert (
+        read_mistakes(f"{'a' * 300}.yaml")
+        == f"{'a' * 300}.yaml: cannot be read: File name too long"
     )
     Path("huge.yaml").write_bytes(b"#" * 300_000)
     assert (
@@ -639,7 +722,22 @@ WRONG_OVERRIDES = [
         "not a margin: accuracy_points, gradient_ratio; did you mean 'accuracy_points'?",
     ),
     ("analysis.looks=0", "0 is not a whole number from 1 to 20"),
-    ("lr=\x00", "the character U+0000 is not text"),
+    ("margins.gradient_ratio=[2]", "a list is not a number above 1, up to 10"),
+    ("epochs={a: b}", "a mapping is not a whole number from 1 to 10,000"),
+    ("lr=0.1=2", "'0.1=2' is not a number above 0, up to 100"),
+    ("lr=*a", "not YAML: found undefined alias 'a'"),
+    (" lr=0.1", f"not a setting: {SETTINGS}; did you mean 'lr'?"),
+    ("tuning.lr=0.1", "not a setting, nor of the form margins.KEY or analysis.KEY"),
+]
+ODD_OVERRIDES = [
+    ("lr=\x00", "'lr=\\x00'", "the character U+0000 is not text"),
+    ("epochs=9\nlr: 3", "'epochs=9\\nlr: 3'", "not YAML: mapping values are not allowed here"),
+    ("lr=\u202e1", "'lr=\\u202e1'", "'\\u202e1' is not a number above 0, up to 100"),
+    (
+        f"lr={'9' * 5000}",
+        f"'lr={'9' * 57}'...",
+        f"'{'9' * 60}'... is not a number above 0, up to 100",
+    ),
 ]
 
 
@@ -647,6 +745,12 @@ WRONG_OVERRIDES = [
 def test_a_wrong_override_is_named_as_it_was_typed(tmp_path, override, message):
     path = write(tmp_path, SEEDS + PRODUCT)
     assert read_mistakes(path, override) == f"command line: {override}: {message}"
+
+
+@pytest.mark.parametrize(("override", "shown", "message"), ODD_OVERRIDES)
+def test_a_wrong_override_is_shown_printable_and_short(tmp_path, override, shown, message):
+    path = write(tmp_path, SEEDS + PRODUCT)
+    assert read_mistakes(path, override) == f"command line: {shown}: {message}"
 
 
 def test_a_wrong_override_of_a_list_is_not_blamed_on_the_file(tmp_path):

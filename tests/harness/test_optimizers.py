@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from harness.networks import build_network, initialize
-from harness.optimizers import grafted_updates, make_optimizer, make_schedule
+from harness.optimizers import grafted_updates, make_optimizer, make_schedule, set_rate
 
 
 def test_the_schedule_warms_up_linearly_then_follows_torchs_cosine(trial_of):
@@ -28,11 +28,12 @@ def test_the_schedule_has_one_positive_rate_per_step_and_none_above_the_peak(tri
     assert all(0 < lr <= 0.1 for lr in schedule)
 
 
-def test_a_step_is_nesterov_with_decay_on_weights_only(trial_of):
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_step_is_nesterov_with_decay_on_weights_only(trial_of, capturable):
     trial = trial_of("resnet", "before", lr=0.1, momentum=0.9, weight_decay=0.01)
     network = build_network(trial, (1, 8, 8), 10)
     initialize(network, [trial])
-    optimizer = make_optimizer(network, trial)
+    optimizer = make_optimizer(network, trial, capturable=capturable)
     generator = torch.Generator().manual_seed(0)
     slow = {
         name: (p.detach().clone(), torch.zeros_like(p)) for name, p in network.named_parameters()
@@ -48,6 +49,28 @@ def test_a_step_is_nesterov_with_decay_on_weights_only(trial_of):
         optimizer.step()
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.detach(), slow[name][0])
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_rate_that_is_set_is_the_rate_of_the_next_step(trial_of, capturable):
+    trial = trial_of("mlp", lr=0.1, momentum=0.0, weight_decay=0.0)
+    network = build_network(trial, (1, 8, 8), 10)
+    initialize(network, [trial])
+    optimizer = make_optimizer(network, trial, capturable=capturable)
+    held = [group["lr"] for group in optimizer.param_groups]
+    weight, bias = network.head.weight, network.head.bias
+    for rate in (0.5, 0.25):
+        set_rate(optimizer, rate)
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = weight.detach().clone(), bias.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), before[0] - rate)
+        torch.testing.assert_close(bias.detach(), before[1] - rate)
+    if capturable:  # where a recorded step would look for it
+        assert all(
+            group["lr"] is lr for group, lr in zip(optimizer.param_groups, held, strict=True)
+        )
 
 
 def test_a_grafted_step_keeps_its_direction_and_takes_the_donors_relative_size(trial_of):

@@ -76,7 +76,7 @@ def test_an_id_that_names_no_trial_or_several_is_a_message(tmp_path, capsys):
     for trial in trials:
         store_at(tmp_path, make_rows(trial))
     assert main([str(tmp_path), "xyz"]) == 3
-    assert "no finished trial has an id that begins with xyz" in capsys.readouterr().err
+    assert "no finished trial has an id that begins with 'xyz'" in capsys.readouterr().err
     assert main([str(tmp_path), ""]) == 3
     assert "20 ids begin with ''" in capsys.readouterr().err
     assert main([str(tmp_path / "nothing"), "ab"]) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +18,7 @@ from harness.grid import load_grid
 from harness.lease import Lease
 from harness.provenance import digest_code
 from harness.records import FailureRow
-from harness.run import main, refuse_other_code, select
+from harness.run import _log_into, main, refuse_other_code, select
 from harness.store import Store
 from harness.tally import Tally
 from tests.harness.conftest import make_rows
@@ -37,6 +39,9 @@ def grid(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(GRID, encoding="utf-8")
     return path
+
+
+NO_FOLDER = "a file stands where a folder is needed; move it away, or name another folder"
 
 
 def finish(trials, location="results/small") -> Store:
@@ -95,7 +100,7 @@ def test_a_plan_rests_on_what_has_been_trained(grid, capsys):
     said = capsys.readouterr().out
     assert "12 trials = 8 done + 4 missing" in said
     assert "to train   4" in said
-    assert "roughly 6.0 s on 1 CPU worker, from 8 finished trials" in said  # 1.5 s each
+    assert "roughly 14 s on 1 CPU worker, from 8 finished trials" in said  # 8 s, and 1.5 s each
     assert "as seen so far" in said
 
 
@@ -155,9 +160,15 @@ def test_what_may_go_well_now_is_tried_again(grid, capsys, code_digest, attempts
     ("conditions", "message"),
     [
         (["depth"], "--only depth: write key=value, as in placement=before"),
+        ([""], "--only : write key=value, as in placement=before"),
+        (["=2"], "--only =2: '' is not a setting"),
         (["dept=2"], "--only dept=2: 'dept' is not a setting; did you mean 'depth'?"),
-        (["depth=3"], "--only depth=3: no trial has it; depth is 2, 4"),
-        (["depth=x"], "--only depth=x: no trial has it; depth is 2, 4"),
+        (["depth=3"], "--only depth=3: no trial has '3'; depth is 2, 4"),
+        (["depth=x"], "--only depth=x: no trial has 'x'; depth is 2, 4"),
+        (["depth="], "--only depth=: no trial has ''; depth is 2, 4"),
+        (["depth=2,8"], "--only depth=2,8: no trial has '8'; depth is 2, 4"),
+        (["seed=0-1"], "--only seed=0-1: no trial has '0-1'; seed is 0, 1, 2"),
+        (["norm_affine=1"], "--only norm_affine=1: no trial has '1'; norm_affine is True"),
     ],
 )
 def test_a_condition_that_selects_nothing_says_why(grid, conditions, message):
@@ -166,9 +177,28 @@ def test_a_condition_that_selects_nothing_says_why(grid, conditions, message):
     assert raised.value.mistakes == (message,)
 
 
+def test_of_many_values_some_are_named(grid):
+    with pytest.raises(GridError) as raised:
+        select(load_grid(grid, seeds="100").trials, ["seed=100"])
+    some = ", ".join(map(str, range(20)))
+    assert str(raised.value) == f"--only seed=100: no trial has '100'; seed is {some}, ..."
+
+
+def test_conditions_that_no_trial_meets_at_once_are_named_together(grid):
+    trials = load_grid(grid).trials[:1]
+    other = replace(trials[0], depth=4, placement="after", program="linear act norm")
+    with pytest.raises(GridError) as raised:
+        select([*trials, other], ["depth=2", "placement=after"])
+    assert str(raised.value) == (
+        "--only depth=2 --only placement=after: no trial has all of this at once"
+    )
+
+
 def test_conditions_on_one_setting_are_alternatives_on_several_they_add_up(grid):
     trials = load_grid(grid).trials
     assert select(trials, ["depth=2", "depth=4"]) == list(trials)
+    assert select(trials, ["depth=4, 2"]) == list(trials)
+    assert len(select(trials, ["seed=0,2"])) == 8
     found = select(trials, ["depth=2", "placement=after", "lr=0.10"])
     assert {(trial.depth, trial.placement) for trial in found} == {(2, "after")}
     assert len(found) == 3
@@ -184,11 +214,44 @@ def test_a_damaged_file_is_named_and_nothing_is_trained_or_changed(grid, capsys,
     assert main([str(grid)]) == 3
     said = capsys.readouterr().err
     assert said.startswith(
-        f"harness.run: {Path.cwd()}/results/small: 1 damaged or foreign files; nothing was changed\n"
+        f"harness.run: {Path.cwd()}/results/small: 1 damaged or foreign file; nothing was changed\n"
         f"  {table}/{trials[0].id}.parquet: not a whole Parquet file"
     )
     assert said.endswith("add --repair\n")
     assert {path: path.read_bytes() for path in Path("results").rglob("*.parquet")} == before
+
+
+def test_of_very_many_trials_the_rows_are_read_and_the_rest_is_seen_to_be_there(
+    grid, capsys, monkeypatch
+):
+    """Reading all of ten thousand trials takes a minute, at each start."""
+    monkeypatch.setattr("harness.run.MOST_CHECKED", 3)
+    first, second, *_ = trials = load_grid(grid).trials
+    finish(trials)
+    here = f"{Path.cwd()}/results/small"
+    note = (
+        f"{here}: 12 finished trials; their epochs and gradients are there but not read: "
+        f"python -m harness.upkeep check {here} reads them\n"
+    )
+    flipped = Path(f"results/small/epochs/{first.id}.parquet")
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+    assert main([str(grid)]) == 0
+    assert capsys.readouterr().err == note
+    Path(f"results/small/gradients/{second.id}.parquet").unlink()
+    assert main([str(grid)]) == 3
+    assert capsys.readouterr().err == (
+        f"{note}harness.run: {here}: 1 damaged or foreign file; nothing was changed\n"
+        f"  gradients/{second.id}.parquet: is missing\n"
+        "To set them aside below damaged/ and train their trials again, add --repair\n"
+    )
+
+
+def test_a_log_on_a_full_disk_stays_silent(tmp_path, capsys):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/now.log").symlink_to("/dev/full")
+    with _log_into(str(tmp_path), "now"):
+        logging.getLogger("harness").info("something")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_repair_sets_damaged_and_foreign_files_aside_and_goes_on(grid, capsys):
@@ -288,6 +351,22 @@ def test_a_folder_of_another_grid_of_the_same_name_is_used_and_that_is_said(grid
     [
         (["--limit", "0"], "argument --limit: '0' is not a whole number above 0"),
         (["--limit", "2.5"], "argument --limit: '2.5' is not a whole number above 0"),
+        (["--limit", "x"], "argument --limit: 'x' is not a whole number above 0"),
+        (["--limit", "\u0663"], "argument --limit: '\u0663' is not a whole number above 0"),
+        (["--limit", "9" * 10], f"argument --limit: '{'9' * 10}' is not a whole number above 0"),
+        (
+            ["--price", "spot"],
+            "argument --price: 'spot': write it as spot=0.30, in US dollars an hour",
+        ),
+        (
+            ["--price", "spot=cheap"],
+            "argument --price: 'spot=cheap': write it as spot=0.30, in US dollars an hour",
+        ),
+        (
+            ["--price", "spot=nan"],
+            "argument --price: 'spot=nan': write it as spot=0.30, in US dollars an hour",
+        ),
+        (["--address", ""], "argument --address: '' is no address; write auto, or host:port"),
         (
             ["--max-concurrent", "-1"],
             "argument --max-concurrent: '-1' is not a whole number above 0",
@@ -298,34 +377,89 @@ def test_a_folder_of_another_grid_of_the_same_name_is_used_and_that_is_said(grid
         ),
         (["--cpus-per-trial", "0"], "argument --cpus-per-trial: '0' is not a number above 0"),
         (["--cpus-per-trial", "nan"], "argument --cpus-per-trial: 'nan' is not a number above 0"),
-        (["--gpus-per-trial", "-1"], "argument --gpus-per-trial: '-1' is not a number above 0"),
-        (["--gpus-per-trial", "all"], "argument --gpus-per-trial: 'all' is not a number above 0"),
+        (["--gpus-per-trial", "-1"], "argument --gpus-per-trial: '-1' is not a number, 0 or above"),
+        (
+            ["--gpus-per-trial", "all"],
+            "argument --gpus-per-trial: 'all' is not a number, 0 or above",
+        ),
+        (["--cpus-per-trial", "1_0"], "argument --cpus-per-trial: '1_0' is not a number above 0"),
         (["--trial-timeout", "inf"], "argument --trial-timeout: 'inf' is not a number above 0"),
         (["--trial-timeout", "5min"], "argument --trial-timeout: '5min' is not a number above 0"),
         (["-v", "-q"], "argument -q/--quiet: not allowed with argument -v/--verbose"),
         (["--results"], "argument --results: expected one argument"),
         (["--resume"], "unrecognized arguments: --resume"),
+        (["--max", "4"], "unrecognized arguments: --max 4"),  # what is short for one may be for two
     ],
 )
 def test_options_that_mean_nothing_are_refused(grid, capsys, options, message):
     with pytest.raises(SystemExit) as raised:
         main([str(grid), *options])
     assert raised.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"harness.run: error: {message}")
+    assert capsys.readouterr().err.splitlines()[-1] == f"python -m harness.run: error: {message}"
     assert list(Path.cwd().iterdir()) == [grid]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: GRID"),
+        ([""], "argument GRID: '' names no file, such as grids/quickstart.yaml"),
+    ],
+)
+def test_a_grid_must_be_named(capsys, arguments, message):
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"python -m harness.run: error: {message}"
 
 
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ("small.yaml/rows", "small.yaml/rows/epochs: a file stands where a folder is needed"),
+        ("small.yaml/rows", f"{{cwd}}/small.yaml/rows/trials: {NO_FOLDER}"),
         ("gs://bucket", "gs://bucket: results go to a folder or to s3://bucket/prefix"),
         ("s3://", "s3://: name a bucket, as in s3://bucket/prefix"),
+        ("", "'' names no place for rows; give a folder, or s3://bucket/prefix"),
+        ("a\nb", "'a\\nb' names no place for rows; give a folder, or s3://bucket/prefix"),
     ],
 )
 def test_results_that_cannot_be_are_named(grid, capsys, results, message):
     assert main([str(grid), "--results", results]) == 3
-    said = capsys.readouterr().err
-    assert said.startswith("harness.run: ")
-    assert said.endswith(f"{message}\n")
-    assert said.count("\n") == 1
+    assert capsys.readouterr().err == f"harness.run: {message.format(cwd=Path.cwd())}\n"
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        (
+            "/proc/nowhere",
+            "/proc/nowhere/active/RUN.json: cannot be made here; name another folder",
+        ),
+        ("crowded", f"{{cwd}}/crowded/logs: {NO_FOLDER}"),
+    ],
+)
+def test_results_that_cannot_be_written_are_named(grid, capsys, results, message):
+    Path("crowded").mkdir()
+    Path("crowded/logs").write_text("", encoding="utf-8")
+    assert main([str(grid), "--results", results]) == 3
+    said = re.sub(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}\.json", "RUN.json", capsys.readouterr().err)
+    assert said == f"harness.run: {message.format(cwd=Path.cwd())}\n"
+
+
+def test_an_override_of_a_margin_changes_the_plan_as_help_says(grid, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "margins.accuracy_points=1" in capsys.readouterr().out
+    store = finish(load_grid(grid).trials)
+    assert main([str(grid), "margins.accuracy_points=1"]) == 0
+    plan = store.read_plan()
+    assert plan is not None
+    assert plan.analysis.margin_accuracy == 1.0
+
+
+def test_one_of_a_thing_is_said_in_the_singular(grid, capsys):
+    grid.write_text(GRID.replace("[before, after]", "before").replace("[2, 4]", "2"))
+    main([str(grid), "--seeds", "1", "--dry-run"])
+    said = capsys.readouterr().out
+    assert said.startswith("small: 1 cell, 1 trial; rows in results/small\n")
+    assert "so far     1 trial = 0 done + 1 missing\n" in said

@@ -63,8 +63,8 @@ def test_each_cell_is_counted_and_each_cause_is_named_once(store):
     assert "  digits mlp-3 after   1 done, 1 failed, 1 missing" in lines
     at = lines.index("2 x exception: ValueError: bad luck")
     assert lines[at + 1 : at + 3] == ['    File "b.py", line 7, in step', f"    {TRIALS[3].label}"]
-    assert "1 attempts broke and their trials were finished later" in lines
-    assert "1 more finished trials, which this plan leaves out" in lines
+    assert "1 attempt broke, of trials that were finished later" in lines
+    assert "1 more finished trial, left out of this plan" in lines
 
 
 def test_programs_read_the_same(store, capsys):
@@ -106,7 +106,7 @@ def test_a_complete_folder_is_exit_code_0(tmp_path, capsys):
     store.write_plan(AnalysisPlan(grid="small"), TRIALS[:1], "")
     store.write_trial(make_rows(TRIALS[0]))
     assert main([str(tmp_path)]) == 0
-    assert "small: 1 trials = 1 done\nlast activity " in capsys.readouterr().out
+    assert "small: 1 trial = 1 done\nlast activity " in capsys.readouterr().out
 
 
 def test_damaged_files_are_named_and_the_rest_is_counted(tmp_path, capsys):
@@ -121,19 +121,38 @@ def test_damaged_files_are_named_and_the_rest_is_counted(tmp_path, capsys):
     assert f"damaged: trials/{TRIALS[1].id}.parquet: not a whole Parquet file" in said
 
 
+def test_files_that_are_lost_empty_or_foreign_are_named_unread(tmp_path, capsys):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS[:2], "")
+    for trial in TRIALS[:2]:
+        store.write_trial(make_rows(trial))
+    (tmp_path / f"epochs/{TRIALS[0].id}.parquet").unlink()
+    (tmp_path / f"gradients/{TRIALS[1].id}.parquet").write_bytes(b"")
+    (tmp_path / "trials/notes.txt").write_text("mine", encoding="utf-8")
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "damaged: trials/notes.txt: is no file of this harness",
+        f"damaged: epochs/{TRIALS[0].id}.parquet: is missing",
+        f"damaged: gradients/{TRIALS[1].id}.parquet: is empty",
+    ]
+
+
 def test_rows_without_a_plan_are_counted(tmp_path, capsys):
     store = Store(tmp_path / "rows")
     store.write_trial(make_rows(TRIALS[0]))
     assert main([store.location]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("rows: 1 trials = 1 done\nno plan.parquet there")
+    assert said.startswith("rows: 1 trial = 1 done\nno plan.parquet there")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("empty", "no results there: neither plan.parquet nor trials/"),
-        ("file", "a file stands where a folder is needed"),
+        (
+            "file",
+            "file/trials: a file stands where a folder is needed; move it away, or name another folder",
+        ),
         ("gs://bucket", "results go to a folder or to s3://bucket/prefix"),
     ],
 )
@@ -145,6 +164,19 @@ def test_what_holds_no_results_is_one_message(tmp_path, monkeypatch, capsys, nam
     assert said.startswith("harness.status: ")
     assert said.rstrip().endswith(message)
     assert said.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_ends_the_watch_without_a_word(tmp_path):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS, "")
+    command = [sys.executable, "-m", "harness.status", str(tmp_path), "--json", "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
+        assert watch.stdout
+        assert watch.stderr
+        watch.stdout.readline()
+        watch.stdout.close()
+        assert watch.stderr.read() == b""
+        assert watch.wait() == 0
 
 
 def test_watching_looks_again_until_interrupted(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,18 @@ import pytest
 
 from harness.errors import DamagedFileError, StoreError
 from harness.places import open_place
-from harness.records import AnalysisPlan, EpochRow, FailureRow, GradientRow, PlannedTrial, TrialRow
+from harness.records import (
+    AnalysisPlan,
+    ChoiceRow,
+    EpochRow,
+    FailureRow,
+    GradientRow,
+    PlannedTrial,
+    TrialRow,
+)
 from harness.store import TABLES, Store
 from harness.tables import decode, encode, schema_of, to_rows, to_table
+from harness.trials import Trial
 from tests.harness.conftest import make_rows, make_trial
 
 FIRST, SECOND = make_trial(seed=0), make_trial(seed=1)
@@ -285,6 +295,22 @@ def test_every_truncation_is_noticed():
             decode(content[:length], TrialRow)
 
 
+def test_damaged_choices_are_named_and_made_again(tmp_path):
+    store = Store(tmp_path)
+    recipe = {name: getattr(FIRST, name) for name in Trial.__dataclass_fields__}
+    scores = {"seeds": 1, "diverged": 0, "validation_accuracy": 0.5, "at_edge": False}
+    choices = [ChoiceRow(**recipe, **scores, chosen=True)]
+    store.write_choices(choices)
+    assert store.find_damage() == []
+    write(store.location, "choices.parquet", store.place.read("choices.parquet")[:-1])
+    damage = store.find_damage()
+    assert [error.path for error in damage] == ["choices.parquet"]
+    store.set_aside(damage)
+    assert store.read_choices() == []
+    store.write_choices(choices)
+    assert store.read_choices() == choices
+
+
 def test_a_finished_trial_without_its_gradients_is_damage(location):
     store = Store(location)
     store.write_trial(make_rows(FIRST))
@@ -343,7 +369,7 @@ def test_a_small_file_that_unfolds_to_a_huge_one_is_refused(monkeypatch):
 def test_a_file_larger_than_ours_is_not_read(location, monkeypatch):
     store = Store(location)
     store.write_trial(make_rows(FIRST))
-    monkeypatch.setattr("harness.places.LARGEST_FILE", 1000)
+    monkeypatch.setitem(type(store.place).read.__kwdefaults__, "largest", 1000)
     with pytest.raises(DamagedFileError, match="bytes are more than a file of this store has"):
         store.read_trial_rows()
 
@@ -382,14 +408,51 @@ def test_a_plan_comes_back_with_its_grid_as_written(location):
     assert table["trial_id"].to_pylist() == [FIRST.id, SECOND.id]
 
 
-def test_the_same_plan_again_changes_nothing_but_the_text_of_the_grid(location):
+def test_the_same_plan_again_changes_nothing_and_a_comment_is_kept(location):
     store = Store(location)
     store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 1")
     before = store.place.read("plan.parquet")
     store.write_trial(make_rows(FIRST))
-    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 1  # a comment more")
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 1")
     assert store.place.read("plan.parquet") == before
+    assert len(store.read_plans()) == 1
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 1  # a comment more")
     assert store.place.read("grid.yaml") == b"a: 1  # a comment more"
+    plan = store.read_plan()
+    assert plan is not None
+    assert plan.says(AnalysisPlan(grid="g"), [FIRST], "a: 1  # a comment more")
+
+
+def test_the_plan_is_that_of_the_latest_run_although_the_folder_has_had_it_before(location):
+    """Whoever returns to an earlier margin has seen results at both."""
+    store = Store(location)
+    margins = (0.5, 2.0, 0.5)
+    for seed, margin in enumerate(margins):
+        store.write_plan(AnalysisPlan(grid="g", margin_accuracy=margin), [FIRST, SECOND], "")
+        store.write_trial(make_rows(make_trial(seed=seed)))
+    assert store.read_plan() == store.read_plans()[-1]
+    assert [
+        (plan.analysis.margin_accuracy, plan.finished_before) for plan in store.read_plans()
+    ] == list(zip(margins, (0, 1, 2), strict=True))
+
+
+def test_plans_keep_their_order_where_the_clock_goes_back(tmp_path, monkeypatch):
+    """Runs come from machines whose clocks differ."""
+    store = Store(tmp_path)
+    years = iter((2026, 2020, 2026))
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(next(years), 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("harness.store.datetime", Clock)
+    for grid in "abc":
+        store.write_plan(AnalysisPlan(grid=grid), [FIRST], "")
+    assert [plan.analysis.grid for plan in store.read_plans()] == ["a", "b", "c"]
+    plan = store.read_plan()
+    assert plan is not None
+    assert plan.analysis.grid == "c"
 
 
 def test_a_margin_changed_in_sight_of_results_can_be_told(location):
@@ -439,6 +502,63 @@ def test_leavings_of_the_dead_are_swept_once_they_are_old(tmp_path):
 # Places that refuse
 
 
+def test_a_folder_named_like_a_file_is_named_and_set_aside(location):
+    store = Store(location)
+    store.write_trial(make_rows(FIRST))
+    inside = f"trials/{SECOND.id}.parquet/notes.txt"
+    write(location, inside, b"mine")
+    write(location, "gradients/backup/old.parquet", b"mine")
+    damage = store.find_damage()
+    assert [(error.path, error.reason) for error in damage] == [
+        ("gradients/backup", "is a folder, not a file"),
+        (f"trials/{SECOND.id}.parquet", "is a folder, not a file"),
+    ]
+    assert store.finished_ids() == {FIRST.id}
+    moved = store.set_aside(damage)
+    assert moved == ["gradients/backup", f"trials/{SECOND.id}.parquet"]
+    assert store.find_damage() == []
+    [aside] = store.place.list_others("damaged")
+    assert store.place.read(f"damaged/{aside}/{inside}") == b"mine"
+    store.write_trial(make_rows(SECOND))
+    assert store.finished_ids() == {FIRST.id, SECOND.id}
+
+
+@pytest.mark.parametrize("name", ["plan.parquet", "choices.parquet", "grid.yaml"])
+def test_a_folder_named_like_the_plan_is_named_and_set_aside(tmp_path, name):
+    store = Store(tmp_path)
+    (tmp_path / name).mkdir()
+    damage = store.find_damage()
+    assert [(error.path, error.reason) for error in damage] == [(name, "is a folder, not a file")]
+    assert store.set_aside(damage) == [name]
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
+    assert store.find_damage() == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_clear_error(tmp_path):
+    (tmp_path / f"trials/{FIRST.id}.parquet").mkdir(parents=True)
+    with pytest.raises(
+        StoreError, match=rf"trials/{FIRST.id}\.parquet: a folder stands where a file is needed"
+    ):
+        Store(tmp_path).write_trial(make_rows(FIRST))
+
+
+def test_a_pipe_or_a_circle_of_links_among_the_rows_is_named_and_not_waited_for(tmp_path):
+    store = Store(tmp_path)
+    store.write_trial(make_rows(FIRST))
+    os.mkfifo(tmp_path / f"trials/{SECOND.id}.parquet")
+    (tmp_path / f"epochs/{FIRST.id}.parquet").unlink()
+    os.mkfifo(tmp_path / f"epochs/{FIRST.id}.parquet")
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures/loop").symlink_to("loop")
+    assert [(error.path, error.reason) for error in store.find_damage()] == [
+        (f"epochs/{FIRST.id}.parquet", "is a link or a pipe, not a file"),
+        (f"trials/{SECOND.id}.parquet", "is a link or a pipe, not a file"),
+        ("failures/loop", "is a link or a pipe, not a file"),
+    ]
+    with pytest.raises(DamagedFileError, match="is not a file"):
+        store.read_tables(FIRST.id)
+
+
 def test_a_folder_inside_a_file_is_one_clear_error(tmp_path):
     (tmp_path / "notes").write_text("")
     store = Store(tmp_path / "notes" / "results")
@@ -452,15 +572,57 @@ def test_a_bucket_that_does_not_exist_is_one_clear_error(bucket):
         Store("s3://absent-bucket/results").write_trial(make_rows(FIRST))
 
 
-@pytest.mark.parametrize("location", ["gs://bucket/x", "http://host/x"])
-def test_a_location_of_an_unknown_kind_is_refused(location):
-    with pytest.raises(StoreError, match="to a folder or to s3://bucket/prefix"):
+A_PLACE = "results go to a folder or to s3://bucket/prefix"
+NO_PLACE = "names no place for rows; give a folder, or s3://bucket/prefix"
+A_BUCKET = "name a bucket, as in s3://bucket/prefix"
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("gs://bucket/x", f"gs://bucket/x: {A_PLACE}"),
+        ("http://host/x", f"http://host/x: {A_PLACE}"),
+        ("file:///tmp/x", f"file:///tmp/x: {A_PLACE}"),
+        ("s3:/bucket/x", f"s3:/bucket/x: {A_PLACE}"),
+        ("S3://bucket/x", f"S3://bucket/x: {A_PLACE}"),
+        ("s3://", f"s3://: {A_BUCKET}"),
+        ("s3:///results", f"s3:///results: {A_BUCKET}"),
+        ("s3://My_Bucket/results", f"s3://My_Bucket/results: {A_BUCKET}"),
+        ("s3://<bucket>/results", f"s3://<bucket>/results: {A_BUCKET}"),
+        ("", f"'' {NO_PLACE}"),
+        (" ", f"' ' {NO_PLACE}"),
+        ("results\n", f"'results\\n' {NO_PLACE}"),
+        ("results\u202e", f"'results\\u202e' {NO_PLACE}"),
+        ("~nobody-here/x", "~nobody-here/x: Could not determine home directory."),
+    ],
+)
+def test_a_location_of_no_known_kind_is_refused(location, message):
+    with pytest.raises(StoreError) as refused:
         Store(location)
+    assert str(refused.value) == message
 
 
-def test_a_bucket_must_have_a_name():
-    with pytest.raises(StoreError, match="name a bucket"):
-        Store("s3:///results")
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store("~/results").location == f"{tmp_path}/results"
+
+
+def test_a_key_may_have_the_marks_of_a_url(bucket):
+    odd = f"{bucket}/why?#%41 because"
+    Store(odd).write_trial(make_rows(FIRST))
+    assert Store(odd).finished_ids() == {FIRST.id}
+    assert Store(f"{bucket}/why").finished_ids() == frozenset()
+
+
+def test_a_bucket_that_nobody_answers_for_is_one_clear_error_within_seconds(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    begun = time.monotonic()
+    with pytest.raises(StoreError) as refused:
+        Store(bucket).finished_ids()
+    assert time.monotonic() - begun < 30
+    assert str(refused.value) == (
+        f"{bucket}/trials: the object store does not answer; check AWS_ENDPOINT_URL and the network"
+    )
 
 
 def test_a_sweep_of_a_bucket_spares_what_is_young(bucket):

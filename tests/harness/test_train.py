@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from harness.datasets import Normalize, load_images
 from harness.gradients import Probe
 from harness.networks import build_network, initialize
 from harness.optimizers import make_schedule
-from harness.train import Checkpoint, prepare_worker, train_pack
+from harness.train import prepare_worker, train_pack
 from harness.trials import PROGRAMS
 
 CPU = torch.device("cpu")
@@ -84,7 +83,7 @@ def test_another_process_gives_the_same_rows(trial_of, digits):
 import json, sys, torch
 from dataclasses import asdict
 from harness.datasets import load_images
-from harness.train import Checkpoint, prepare_worker, train_pack
+from harness.train import prepare_worker, train_pack
 from harness.trials import Trial
 prepare_worker(threads=1)
 trial = Trial(**json.loads(sys.argv[1]))
@@ -215,59 +214,6 @@ def test_test_accuracy_is_that_of_the_network_after_the_last_epoch(trial_of, dig
     images = (digits.test.x_NHWC.permute(0, 3, 1, 2) - digits.mean_C) / digits.std_C
     hits = network(images)[:, 0].argmax(1) == digits.test.y_N
     assert rows.trial.test_accuracy == pytest.approx(hits.double().mean().item(), abs=2 / 540)
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error of anyone's
-    """The worker is lost."""
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"augmentation": "crop-flip"},
-        {"architecture": "plain", "placement": "after", "flow": "before"},
-        {"architecture": "mlp", "pack_size": 2},
-    ],
-)
-def test_a_resumed_trial_gives_the_rows_of_one_never_interrupted(trial_of, digits, settings):
-    trial = trial_of(**settings, epochs=4)
-    (undisturbed,) = run(digits, trial)
-    kept = []
-
-    def write(content):
-        kept.append(content)
-        if len(kept) == 2:
-            raise Interrupted
-
-    def checkpoint():
-        return Checkpoint(trial, lambda: kept[-1] if kept else None, write, every=0.0)
-
-    with pytest.raises(Interrupted):
-        train_pack([trial], digits, device=CPU, checkpoint=checkpoint())
-    (resumed,) = train_pack([trial], digits, device=CPU, checkpoint=checkpoint())
-    assert len(kept) == 4  # two epochs before, two after: none was trained twice
-    assert content(resumed) == content(undisturbed)
-
-
-def test_a_checkpoint_of_another_trial_is_not_gone_on_with(trial_of, digits):
-    trial, other = trial_of("mlp"), trial_of("mlp", seed=1)
-    kept = []
-    train_pack(
-        [other],
-        digits,
-        device=CPU,
-        checkpoint=Checkpoint(other, lambda: None, kept.append, every=0),
-    )
-    checkpoint = Checkpoint(trial, lambda: kept[-1], kept.append, every=1e9)
-    (rows,) = train_pack([trial], digits, device=CPU, checkpoint=checkpoint)
-    assert content(rows) == content(run(digits, trial)[0])
-
-
-def test_a_checkpoint_runs_no_code(trial_of, digits):
-    hostile = pickle.dumps(print, protocol=2)
-    checkpoint = Checkpoint(trial_of(), lambda: hostile, lambda _: None)
-    with pytest.raises(pickle.UnpicklingError):
-        train_pack([trial_of()], digits, device=CPU, checkpoint=checkpoint)
 
 
 def test_rows_join_and_count(trial_of, digits):

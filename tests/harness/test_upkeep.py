@@ -159,7 +159,9 @@ def test_a_merge_refuses_different_rows_of_one_trial_and_names_the_columns(tmp_p
     with pytest.raises(StoreError) as error:
         merge([a, b], Store(tmp_path / "c"))
     text = str(error.value)
-    assert "1 trials were trained more than once" in text
+    assert (
+        "trained more than once, with different results: 1 trial; nothing has been merged" in text
+    )
     assert f"{TRIALS[5].id} (digits mlp-3 before seed 5)" in text
     assert "differ in gradients: act_var; trials: train_loss, test_loss" in text
     assert not (tmp_path / "c").exists()
@@ -192,13 +194,16 @@ def test_check_repair_compact_and_merge_by_hand(tmp_path, capsys):
     assert main(["repair", a]) == 0
     assert f"{a}: 4 files set aside below damaged/" in capsys.readouterr().out
     assert main(["check", a]) == 0
-    assert capsys.readouterr().out == f"{a}: no damaged or foreign files\n"
+    assert capsys.readouterr().out == f"{a}: 0 damaged or foreign files\n"
 
     assert main(["compact", a]) == 0
-    assert capsys.readouterr().out == f"{a}: 5 files per table before, 1 now; 1 new parts\n"
+    assert capsys.readouterr().out == f"{a}: 5 files per table before, 1 now; 1 new part\n"
     assert main(["merge", a, b, "-o", c]) == 0
     out = capsys.readouterr().out
-    assert f"{c}: 6 trials\n1 of them were trained more than once and are equal bit for bit" in out
+    assert (
+        f"{c}: 6 trials\ntrained more than once, and equal bit for bit, timings and provenance aside: 1"
+        in out
+    )
 
 
 def test_an_empty_folder_is_not_taken_for_results(tmp_path, capsys):

@@ -1,0 +1,503 @@
+"""python -m tests.benchmarks.gpu [--minutes 8] [--json FILE] [--device cuda]
+
+Images per second of one GPU: a loop over a DataLoader as one would write it, and what the harness
+changes about it step by step (data on the device, the step as a graph, streams, packs, precisions),
+beside what arithmetic and memory of this very machine would allow. The sides alternate, and the
+script keeps to its minutes by itself. It needs torch and torchvision, and of the harness only what
+trains. On a CPU it runs with tiny networks, to show that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from harness.captured import CapturedSteps
+from harness.datasets import Batches, Images, Part
+from harness.gradients import Probe
+from harness.networks import build_network, initialize
+from harness.train import Learner, prepare_worker
+from harness.trials import PROGRAMS, Trial
+from tests.benchmarks.timing import describe_machine, show, write_json
+from tests.benchmarks.tutorial import PictureDataset
+
+BASELINES = LOOP, PLAIN = "DataLoader", "plain steps"
+PACKS = (2, 5, 10)
+STREAMS = 4
+
+RECIPE_IMAGES, RECIPE_EPOCHS = 45_000, 200
+"""Of the trial that trials per hour speak of, with a reading of gradient flow after each epoch."""
+
+TORCHS_OWN = "torch's default"
+"""TF32 in convolutions and float32 in matrix products, as far as the GPU has TF32."""
+
+MINUTES = {"cuda": 8.0, "cpu": 0.5}
+"""Of the whole measurement, by device, unless told otherwise."""
+
+ROUNDS = 7
+SECONDS_OF_TIMING = 0.4
+"""Long against a clock's noise, short enough to alternate."""
+
+WARM_UP_STEPS = 3
+COMPARED_STEPS = 5
+"""After which a learner that replays must have the bits of one that does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large everything is: as in a study where there is a GPU, else as small as can be."""
+
+    subjects: tuple[tuple[str, int], ...]
+    batch_size: int
+    side: int
+    width: float
+    train_images: int
+    matrix: int
+    copied: int
+    workers: int
+
+
+ON_GPU = Scale(
+    subjects=(("resnet", 20), ("plain", 20), ("vgg", 16), ("mlp", 8)),
+    batch_size=128,
+    side=32,
+    width=1.0,
+    train_images=12_800,
+    matrix=8_192,
+    copied=2**30,
+    workers=8,
+)
+ON_CPU = Scale(
+    subjects=(("resnet", 8), ("plain", 8), ("vgg", 11), ("mlp", 2)),
+    batch_size=8,
+    side=8,
+    width=0.125,
+    train_images=64,
+    matrix=256,
+    copied=2**20,
+    workers=0,
+)
+
+
+@dataclass(slots=True)
+class Side:
+    """One way to train: a step takes `images` forward and backward, all replicas together."""
+
+    name: str
+    precision: str
+    images: int
+    step: Callable[[], object]
+    steps: int = 1
+    """Of one timing."""
+    seconds: list[float] = field(default_factory=list)
+    """Per step, one number a round."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second, the median of the rounds."""
+        return self.images / statistics.median(self.seconds)
+
+
+Maker = Callable[[], tuple[Callable[[], object], int]]
+"""Makes a side: its step, and the replicas that one step trains."""
+
+
+def measure_gpu(device: torch.device | None = None, minutes: float | None = None) -> dict[str, Any]:
+    """Rows of every network and side; the ceilings; what was not measured, and why."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    until = time.monotonic() + 60 * (minutes or MINUTES[device.type])
+    prepare_worker(threads=1)
+    scale = ON_GPU if device.type == "cuda" else ON_CPU
+    images = make_images(scale)
+    ceilings = measure_ceilings(device, scale)
+    results: dict[str, Any] = {"device": str(device), "ceilings": ceilings, "rows": []}
+    for done, (architecture, depth) in enumerate(scale.subjects):
+        trial = Trial(
+            architecture=architecture,
+            placement="before",
+            program=PROGRAMS[architecture]["before"],
+            depth=depth,
+            seed=0,
+            width_factor=scale.width,
+            batch_size=scale.batch_size,
+            lr=0.01,
+        )
+        name = f"{architecture}-{depth} {scale.side}x{scale.side}"
+        ends = time.monotonic() + (until - time.monotonic()) / (len(scale.subjects) - done)
+        work = count_work(trial, images, device)
+        work["seconds of a reading"] = _time_reading(trial, images, device)
+        same_bits = compare_bits(trial, images, device) if device.type == "cuda" else "needs CUDA"
+        sides, gaps = _measure(trial, images, device, scale, until=ends)
+        results["rows"] += [_make_row(name, side, sides, work, ceilings) for side in sides]
+        results[name] = {
+            "counted": work,
+            "a graph leaves the bits of plain steps": same_bits,
+            "not measured": gaps,
+            "seconds per step": {f"{side.name}, {side.precision}": side.seconds for side in sides},
+        }
+    return results
+
+
+def _measure(
+    trial: Trial, images: Images, device: torch.device, scale: Scale, *, until: float
+) -> tuple[list[Side], dict[str, str]]:
+    """Make the sides ready in half of the time at most, and let them take turns in the rest."""
+    halfway = (time.monotonic() + until) / 2
+    sides: list[Side] = []
+    gaps: dict[str, str] = {}
+    for (name, precision), make in _list_sides(trial, images, device, scale).items():
+        what = f"{name}, {precision}"
+        if device.type != "cuda" and ("graph" in name or precision == "TF32"):
+            gaps[what] = "needs CUDA"
+            continue
+        if name not in BASELINES and time.monotonic() > halfway:
+            gaps[what] = "out of time"
+            continue
+        try:
+            with _allow_tf32(precision):
+                step, replicas = make()
+                side = Side(name, precision, trial.batch_size * replicas, step)
+                _time(side, device, WARM_UP_STEPS)  # the first one records, where one does
+        except torch.OutOfMemoryError:
+            gaps[what] = "out of memory"
+            continue
+        side.steps = max(1, round(SECONDS_OF_TIMING / _time(side, device, 2)))
+        sides.append(side)
+    for _ in range(ROUNDS):
+        begun = time.monotonic()
+        for side in sides:
+            side.seconds.append(_time(side, device, side.steps))
+        now = time.monotonic()
+        if now + (now - begun) > until:  # another one would take too long
+            break
+    return sides, gaps
+
+
+def _list_sides(
+    trial: Trial, images: Images, device: torch.device, scale: Scale
+) -> dict[tuple[str, str], Maker]:
+    """How to make each side, by name and precision; a pack's step is a graph where there is CUDA.
+
+    The loop comes last, because no thread may touch CUDA, as its loader's does, while a graph is
+    recorded.
+    """
+
+    def pack(size: int, precision: str = "float32") -> Maker:
+        packed = replace(trial, pack_size=size, precision=precision)
+        return lambda: _make_steps(packed, images, device)
+
+    return {
+        (PLAIN, "float32"): lambda: _make_steps(trial, images, device, captured=False),
+        ("graph", "float32"): pack(1),
+        (f"graph, {STREAMS} streams", "float32"): lambda: _make_streams(trial, images, device),
+        **{(f"pack of {size}", "float32"): pack(size) for size in PACKS},
+        ("graph", "TF32"): pack(1),
+        **{(f"pack of {size}", "TF32"): pack(size) for size in PACKS},
+        ("graph", "bfloat16"): pack(1, "bfloat16"),
+        **{(f"pack of {size}", "bfloat16"): pack(size, "bfloat16") for size in PACKS},
+        (LOOP, TORCHS_OWN): lambda: _make_loop(trial, images, device, scale),
+    }
+
+
+def _make_row(
+    network: str,
+    side: Side,
+    sides: list[Side],
+    work: Mapping[str, float],
+    ceilings: Mapping[str, float],
+) -> dict[str, Any]:
+    rates = {other.name: other.rate for other in sides if other.name in BASELINES}
+    unit = "TF32" if side.precision == TORCHS_OWN else side.precision
+    moved = work["bfloat16 bytes" if unit == "bfloat16" else "bytes"]
+    floor = max(work["FLOP"] / ceilings[f"{unit} FLOP/s"], moved / ceilings["bytes/s"])
+    # The loop has its record of gradients already, at every step.
+    reading = 0.0 if side.name == LOOP else work["seconds of a reading"]
+    return {
+        "network": network,
+        "side": side.name,
+        "precision": side.precision,
+        "images/s": side.rate,
+        f"x {LOOP}": side.rate / rates[LOOP],
+        f"x {PLAIN}": side.rate / rates[PLAIN],
+        "trials/h": 3_600 / (RECIPE_EPOCHS * (RECIPE_IMAGES / side.rate + reading)),
+        "floor %": 100 * side.rate * floor,
+        "rounds": len(side.seconds),
+    }
+
+
+def _time(side: Side, device: torch.device, steps: int) -> float:
+    """Seconds per step."""
+    _wait(device)
+    begun = time.perf_counter()
+    for _ in range(steps):
+        side.step()
+    _wait(device)
+    return (time.perf_counter() - begun) / steps
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _time_reading(trial: Trial, images: Images, device: torch.device) -> float:
+    """Seconds of a reading in one network; in a pack it takes each of its seeds less."""
+    network = Learner([trial], images, device).network
+    probe = Probe.on(images, network, trial, steps_per_epoch=RECIPE_IMAGES // trial.batch_size)
+    side = Side("reading", trial.precision, trial.probe_size, lambda: probe.read(0))
+    return statistics.median(_time(side, device, 2) for _ in range(5))
+
+
+def make_images(scale: Scale) -> Images:
+    """Noise: what is in the images makes no step longer or shorter."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (scale.side, scale.side, 3)
+
+    def make_part(count: int) -> Part:
+        x_NHWC = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+        return Part(x_NHWC, torch.randint(10, (count,), generator=generator))
+
+    return Images(
+        name="noise",
+        classes=10,
+        train=make_part(scale.train_images),
+        validation=make_part(16),
+        test=make_part(16),
+        mean_C=torch.full((3,), 127.5),
+        std_C=torch.full((3,), 73.9),
+    )
+
+
+def _make_steps(
+    trial: Trial, images: Images, device: torch.device, *, captured: bool = True
+) -> tuple[Callable[[], object], int]:
+    """The harness's own steps and batches, of a whole pack."""
+    replicas = [replace(trial, seed=seed) for seed in trial.pack]
+    learner = Learner(replicas, images, device, captured=captured)
+    batches = _repeat(Batches(images, replicas, device))
+    return lambda: learner.step(*next(batches), lr=trial.lr), len(replicas)
+
+
+def _make_streams(
+    trial: Trial, images: Images, device: torch.device
+) -> tuple[Callable[[], object], int]:
+    """Several seeds, each a network of its own, as branches of one graph."""
+    trials = [replace(trial, seed=seed) for seed in range(STREAMS)]
+    learners = [Learner([each], images, device) for each in trials]
+    for learner in learners:
+        learner.set_rate(trial.lr)
+    batches = _repeat(Batches(images, trials, device))  # one gather for all of them
+
+    def divide() -> list[tuple[Tensor, Tensor]]:
+        x_BDHW, y_BR = next(batches)
+        return list(zip(x_BDHW.chunk(STREAMS, 1), y_BR.chunk(STREAMS, 1), strict=True))
+
+    # Laid out as each of them would have it alone; what is copied there may lie otherwise.
+    layout = torch.channels_last
+    first = [(x_BDHW.contiguous(memory_format=layout), y_BR) for x_BDHW, y_BR in divide()]
+    record = CapturedSteps(learners, first)
+    return lambda: (learners, record(divide())), STREAMS
+
+
+def _repeat(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from batches.epoch()
+
+
+def _make_loop(
+    trial: Trial, images: Images, device: torch.device, scale: Scale
+) -> tuple[Callable[[], object], int]:
+    """The loop of the tutorials: PIL images, worker processes, a record of each layer's gradient."""
+    augmented = transforms.Compose(
+        [
+            transforms.RandomCrop(images.shape[1:], padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((images.mean_C / 255).tolist(), (images.std_C / 255).tolist()),
+        ]
+    )
+    loader = DataLoader(
+        PictureDataset(images.train, augmented),
+        trial.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=scale.workers,
+        persistent_workers=scale.workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+
+    def load() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from loader
+
+    batches = load()
+    network = build_network(trial, images.shape, images.classes)
+    initialize(network, [trial])
+    network = network.to(device)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=trial.lr,
+        momentum=trial.momentum,
+        weight_decay=trial.weight_decay,
+        nesterov=True,
+    )
+    record: list[float] = []
+
+    def step() -> None:
+        x, y = (tensor.to(device, non_blocking=True) for tensor in next(batches))
+        with _allow_tf32(TORCHS_OWN):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(network(x)[:, 0], y)
+            loss.backward()
+        record[:] = [
+            parameter.grad.abs().mean().item()
+            for parameter in network.parameters()
+            if parameter.ndim > 1 and parameter.grad is not None
+        ]
+        optimizer.step()
+        record.append(loss.item())
+
+    return step, 1
+
+
+@contextmanager
+def _allow_tf32(precision: str) -> Iterator[None]:
+    """TF32 in convolutions, which is torch's default, and in matrix products, which is not."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    found = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = precision in {TORCHS_OWN, "TF32"}
+    matmul.allow_tf32 = precision == "TF32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = found
+
+
+class _Traffic(TorchDispatchMode):
+    """Bytes that the operations read and write, each by itself, as kernels that are not fused do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        makes_views = any(
+            returned.alias_info is not None and not returned.alias_info.is_write
+            for returned in func._schema.returns
+        )
+        if not makes_views and "empty" not in func._schema.name:
+            tensors = (leaf for leaf in tree_leaves((args, kwargs, result)))
+            self.bytes += sum(map(_count_bytes, tensors))
+        return result
+
+
+def _count_bytes(value: object) -> int:
+    if not isinstance(value, Tensor):
+        return 0
+    return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
+
+
+def count_work(trial: Trial, images: Images, device: torch.device) -> dict[str, float]:
+    """FLOP of convolutions and matrix products, and bytes moved, of a step, per image.
+
+    Limits: the bytes are those of separate kernels; fused ones could do with fewer.
+    """
+    work: dict[str, float] = {}
+    for precision, name in (("float32", "bytes"), ("bfloat16", "bfloat16 bytes")):
+        half = replace(trial, precision=precision)
+        learner = Learner([half], images, device, captured=False)
+        batch = next(Batches(images, [half], device).epoch())
+        flop = FlopCounterMode(display=False)
+        with flop:
+            learner.step(*batch, lr=0.01)
+        with _Traffic() as traffic:
+            learner.step(*batch, lr=0.01)
+        work[name] = traffic.bytes / trial.batch_size
+        work["FLOP"] = flop.get_total_flops() / trial.batch_size
+    return work
+
+
+def measure_ceilings(device: torch.device, scale: Scale) -> dict[str, float]:
+    """The fastest of a few large matrix products in each precision, and of a few large copies."""
+    generator = torch.Generator(device).manual_seed(0)
+    ceilings: dict[str, float] = {}
+    size = scale.matrix
+    for precision in ("float32", "TF32", "bfloat16"):
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        a, b = (
+            torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
+        )
+        out = torch.empty_like(a)
+        with _allow_tf32(precision):
+            seconds = _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)
+        ceilings[f"{precision} FLOP/s"] = 2 * size**3 / seconds
+    source = torch.randint(256, (scale.copied,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    ceilings["bytes/s"] = 2 * scale.copied / _fastest(lambda: target.copy_(source), device)
+    return ceilings
+
+
+def _fastest(act: Callable[[], object], device: torch.device) -> float:
+    side = Side("ceiling", "", 1, act)
+    _time(side, device, WARM_UP_STEPS)
+    return min(_time(side, device, 4) for _ in range(5))
+
+
+def compare_bits(trial: Trial, images: Images, device: torch.device) -> bool:
+    """Does a learner that replays a graph come to where one that does not comes to?"""
+    learners = [Learner([trial], images, device, captured=captured) for captured in (True, False)]
+    for learner in learners:
+        batches = _repeat(Batches(images, [trial], device))
+        for _ in range(COMPARED_STEPS):
+            learner.step(*next(batches), lr=trial.lr)
+    return all(map(torch.equal, *(list(learner.written()) for learner in learners)))
+
+
+def main() -> None:
+    """Measure, print a table, and keep every round in the JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--device", type=torch.device)
+    options = parser.parse_args()
+    machine = describe_machine() | {
+        "torchvision": torchvision.__version__,
+        "cuda": torch.version.cuda or "",
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    print("  ".join(f"{key} {value}" for key, value in machine.items() if value))
+    begun = time.monotonic()
+    results = measure_gpu(options.device, options.minutes)
+    print("  ".join(f"{name} {value:.3g}" for name, value in results["ceilings"].items()))
+    recipe = f"{RECIPE_EPOCHS} epochs of {RECIPE_IMAGES:,} images"
+    show(f"trials of {recipe}, a reading after each, no evaluation", results["rows"])
+    for name in dict.fromkeys(row["network"] for row in results["rows"]):
+        gaps = ", ".join(f"{what} ({why})" for what, why in results[name]["not measured"].items())
+        same = results[name]["a graph leaves the bits of plain steps"]
+        print(f"{name}: a graph leaves the bits of plain steps: {same}; left out: {gaps or None}")
+    print(f"took {time.monotonic() - begun:.0f} s")
+    if options.json:
+        write_json(options.json, {"machine": machine, **results})
+
+
+if __name__ == "__main__":
+    main()
