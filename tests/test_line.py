@@ -46,7 +46,12 @@ def grid(tmp_path_factory) -> Path:
 def start(grid: Path, results: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harness.run", str(grid), "--results", str(results), *options]
     return subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path.cwd()
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path.cwd(),
+        process_group=0,
     )
 
 
@@ -153,14 +158,16 @@ def test_running_again_does_nothing_but_say_so(grid, undisturbed):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_run_that_can_go_on(grid, tmp_path, monkeypatch, signum):
-    marker = f"TEST_LINE={os.getpid()}-{signum}"
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_signal_stops_a_run_that_can_go_on(grid, tmp_path, monkeypatch, signum, send):
+    """To all of its processes at once, as a terminal, `timeout` and Slurm send it, or to it alone."""
+    marker = f"TEST_LINE={os.getpid()}-{signum}-{send.__name__}"
     monkeypatch.setenv(*marker.split("="))
     run = start(grid, tmp_path, "--max-concurrent", "1")
     monkeypatch.undo()
     wait_for_trials(tmp_path, 1)
     signalled = time.monotonic()
-    run.send_signal(signum)
+    send(run.pid, signum)
     code, out, err = finish(run)
     assert code == 130
     assert time.monotonic() - signalled < 20
