@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.timing import read_peak_memory
 
 SIDES = {
     "run": (100, 10_000),
@@ -77,7 +78,7 @@ def _run(side: str, size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
             seconds = measures[side](size, Path(folder))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = read_peak_memory()
         files = sum(path.is_file() for path in Path(folder).rglob("*"))
     print(seconds, memory, files)
 

@@ -13,7 +13,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,7 @@ import torch
 import torchvision
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from harness.captured import CapturedSteps
@@ -34,6 +30,7 @@ from harness.gradients import Probe
 from harness.networks import build_network, initialize
 from harness.train import Learner, prepare_worker
 from harness.trials import PROGRAMS, Trial
+from tests.benchmarks.ceilings import TORCHS_OWN, allow_tf32, count_work, measure_ceilings, wait
 from tests.benchmarks.timing import describe_machine, show, write_json
 from tests.benchmarks.tutorial import PictureDataset
 
@@ -43,9 +40,6 @@ STREAMS = 4
 
 RECIPE_IMAGES, RECIPE_EPOCHS = 45_000, 200
 """Of the trial that trials per hour speak of, with a reading of gradient flow after each epoch."""
-
-TORCHS_OWN = "torch's default"
-"""TF32 in convolutions and float32 in matrix products, as far as the GPU has TF32."""
 
 MINUTES = {"cuda": 8.0, "cpu": 0.5}
 """Of the whole measurement, by device, unless told otherwise."""
@@ -125,7 +119,7 @@ def measure_gpu(device: torch.device | None = None, minutes: float | None = None
     prepare_worker(threads=1)
     scale = ON_GPU if device.type == "cuda" else ON_CPU
     images = make_images(scale)
-    ceilings = measure_ceilings(device, scale)
+    ceilings = measure_ceilings(device, matrix=scale.matrix, copied=scale.copied)
     results: dict[str, Any] = {"device": str(device), "ceilings": ceilings, "rows": []}
     for done, (architecture, depth) in enumerate(scale.subjects):
         trial = Trial(
@@ -170,7 +164,7 @@ def _measure(
             gaps[what] = "out of time"
             continue
         try:
-            with _allow_tf32(precision):
+            with allow_tf32(precision):
                 step, replicas = make()
                 side = Side(name, precision, trial.batch_size * replicas, step)
                 _time(side, device, WARM_UP_STEPS)  # the first one records, where one does
@@ -243,17 +237,12 @@ def _make_row(
 
 def _time(side: Side, device: torch.device, steps: int) -> float:
     """Seconds per step."""
-    _wait(device)
+    wait(device)
     begun = time.perf_counter()
     for _ in range(steps):
         side.step()
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - begun) / steps
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _time_reading(trial: Trial, images: Images, device: torch.device) -> float:
@@ -361,7 +350,7 @@ def _make_loop(
 
     def step() -> None:
         x, y = (tensor.to(device, non_blocking=True) for tensor in next(batches))
-        with _allow_tf32(TORCHS_OWN):
+        with allow_tf32(TORCHS_OWN):
             optimizer.zero_grad()
             loss = functional.cross_entropy(network(x)[:, 0], y)
             loss.backward()
@@ -374,92 +363,6 @@ def _make_loop(
         record.append(loss.item())
 
     return step, 1
-
-
-@contextmanager
-def _allow_tf32(precision: str) -> Iterator[None]:
-    """TF32 in convolutions, which is torch's default, and in matrix products, which is not."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    found = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = precision in {TORCHS_OWN, "TF32"}
-    matmul.allow_tf32 = precision == "TF32"
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = found
-
-
-class _Traffic(TorchDispatchMode):
-    """Bytes that the operations read and write, each by itself, as kernels that are not fused do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        makes_views = any(
-            returned.alias_info is not None and not returned.alias_info.is_write
-            for returned in func._schema.returns
-        )
-        if not makes_views and "empty" not in func._schema.name:
-            tensors = (leaf for leaf in tree_leaves((args, kwargs, result)))
-            self.bytes += sum(map(_count_bytes, tensors))
-        return result
-
-
-def _count_bytes(value: object) -> int:
-    if not isinstance(value, Tensor):
-        return 0
-    return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
-
-
-def count_work(trial: Trial, images: Images, device: torch.device) -> dict[str, float]:
-    """FLOP of convolutions and matrix products, and bytes moved, of a step, per image.
-
-    Limits: the bytes are those of separate kernels; fused ones could do with fewer.
-    """
-    work: dict[str, float] = {}
-    for precision, name in (("float32", "bytes"), ("bfloat16", "bfloat16 bytes")):
-        half = replace(trial, precision=precision)
-        learner = Learner([half], images, device, captured=False)
-        batch = next(Batches(images, [half], device).epoch())
-        flop = FlopCounterMode(display=False)
-        with flop:
-            learner.step(*batch, lr=0.01)
-        with _Traffic() as traffic:
-            learner.step(*batch, lr=0.01)
-        work[name] = traffic.bytes / trial.batch_size
-        work["FLOP"] = flop.get_total_flops() / trial.batch_size
-    return work
-
-
-def measure_ceilings(device: torch.device, scale: Scale) -> dict[str, float]:
-    """The fastest of a few large matrix products in each precision, and of a few large copies."""
-    generator = torch.Generator(device).manual_seed(0)
-    ceilings: dict[str, float] = {}
-    size = scale.matrix
-    for precision in ("float32", "TF32", "bfloat16"):
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        a, b = (
-            torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
-        )
-        out = torch.empty_like(a)
-        with _allow_tf32(precision):
-            seconds = _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)
-        ceilings[f"{precision} FLOP/s"] = 2 * size**3 / seconds
-    source = torch.randint(256, (scale.copied,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    ceilings["bytes/s"] = 2 * scale.copied / _fastest(lambda: target.copy_(source), device)
-    return ceilings
-
-
-def _fastest(act: Callable[[], object], device: torch.device) -> float:
-    side = Side("ceiling", "", 1, act)
-    _time(side, device, WARM_UP_STEPS)
-    return min(_time(side, device, 4) for _ in range(5))
 
 
 def compare_bits(trial: Trial, images: Images, device: torch.device) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,15 @@ TEST_IMAGES = 10_000
 PREDICTABLE = 0.9
 """Share of the test images that every network gets right; on the others they differ."""
 
+REPORT = """
+import sys
+from analysis.report import main
+from tests.benchmarks.timing import read_peak_memory
+code = main(sys.argv[1:])
+print(read_peak_memory())
+sys.exit(code)
+"""
+
 
 def measure_report() -> list[dict[str, Any]]:
     """Wall time and peak memory of `python -m analysis.report` on simulated rows.
@@ -46,17 +54,14 @@ def _measure(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         simulate(Store(folder), trials)
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "analysis.report", folder], stdout=subprocess.DEVNULL
+        done = subprocess.run(
+            [sys.executable, "-c", REPORT, folder], check=True, capture_output=True, text=True
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
         return {
             "grid": name,
             "trials": len(trials),
             "seconds": time.perf_counter() - begun,
-            "peak MB": usage.ru_maxrss * 1024 / 1e6,
+            "peak MB": int(done.stdout.split()[-1]) / 1e6,
             "page MB": Path(folder, "report", "index.html").stat().st_size / 1e6,
         }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.trials import PROGRAMS, Trial
-from tests.benchmarks import gpu
+from tests.benchmarks import ceilings, gpu
 from tests.test_architecture import import_without
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def make_mlp():
 
 def test_flop_are_those_of_the_matrix_products():
     images = gpu.make_images(replace(gpu.ON_CPU, side=4))
-    work = gpu.count_work(make_mlp(), images, CPU)
+    work = ceilings.count_work(make_mlp(), images, CPU)
     first, hidden, head = 48 * 128, 128 * 128, 128 * 10
     # A multiplication and an addition: forward, for each weight, and for each input but the images.
     assert work["FLOP"] == 2 * (3 * (first + hidden + head) - first)
@@ -74,14 +74,14 @@ def test_flop_are_those_of_the_matrix_products():
 )
 def test_bytes_are_those_that_each_operation_reads_and_writes(act, moved):
     x = torch.ones(1, 100)
-    with gpu._Traffic() as traffic:
+    with ceilings.Traffic() as traffic:
         act(x)
     assert traffic.bytes == moved
 
 
 def test_tf32_is_left_as_it_was():
     found = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    with gpu._allow_tf32("TF32"):
+    with ceilings.allow_tf32("TF32"):
         assert torch.backends.cudnn.allow_tf32
         assert torch.backends.cuda.matmul.allow_tf32
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == found

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -43,6 +41,8 @@ def alternate(
 
 def describe_machine() -> dict[str, Any]:
     """What the figures were measured on."""
+    import torch  # too large for the processes whose memory is measured
+
     processor = next(
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -55,6 +55,13 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def read_peak_memory() -> int:
+    """Bytes that this process has held at most; `ru_maxrss` counts those of its parent, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM:"))
+    return int(peak) * 1024
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

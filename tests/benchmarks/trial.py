@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.datasets import Batches, Images, Normalize, Part, load_images
@@ -28,6 +28,7 @@ from harness.networks import build_network, initialize
 from harness.optimizers import make_optimizer, make_schedule
 from harness.train import EVALUATION_BATCH, prepare_worker, train_pack
 from harness.trials import PROGRAMS, Trial
+from tests.benchmarks.ceilings import count_work, measure_ceilings
 from tests.benchmarks.tutorial import train_like_the_tutorial
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ class Subject:
 
     @property
     def trial(self) -> Trial:
-        """One epoch of it; the small images are not augmented, as in the quickstart."""
+        """A short run of it; the small images are not augmented, as in the quickstart."""
         return Trial(
             architecture=self.architecture,
             placement="before",
@@ -60,7 +61,7 @@ class Subject:
             seed=0,
             dataset="digits",
             width_factor=self.width_factor,
-            epochs=1,
+            epochs=1 if self.side == 32 else 4,
             warmup_epochs=0.0,
             augmentation="crop-flip" if self.side == 32 else "none",
         )
@@ -79,6 +80,8 @@ SUBJECTS = (
 def measure_trials(*, repeats: int, images_each: int = 2_560) -> list[dict[str, Any]]:
     """Images per second of the ways to train, and their ratios, per network and number of cores."""
     rows: list[dict[str, Any]] = []
+    with _warm_workers(1, threads=1) as workers:
+        floors = dict(zip(SUBJECTS, workers.map(_find_floor, SUBJECTS), strict=True))
     for cores in (1, 2):
         with _warm_workers(cores, threads=1) as narrow, _warm_workers(1, threads=cores) as wide:
             for subject in SUBJECTS:
@@ -94,14 +97,18 @@ def measure_trials(*, repeats: int, images_each: int = 2_560) -> list[dict[str, 
                     for side, (workers, copies) in sides.items():
                         jobs = [(side.partition(",")[0], subject, images_each)] * copies
                         begun, ended = zip(*workers.map(_time, jobs), strict=True)
-                        images = copies * images_each * (PACK if side == "packs" else 1)
+                        images = copies * images_each * subject.trial.epochs
+                        images *= PACK if side == "packs" else 1
                         speeds[side].append(images / (max(ended) - min(begun)))
                 # The first turn of each side is for warming up.
-                rows.append(_compare(subject, cores, {s: v[1:] for s, v in speeds.items()}))
+                speeds = {side: of_side[1:] for side, of_side in speeds.items()}
+                rows.append(_compare(subject, cores, speeds, floors[subject]))
     return rows
 
 
-def _compare(subject: Subject, cores: int, speeds: dict[str, list[float]]) -> dict[str, Any]:
+def _compare(
+    subject: Subject, cores: int, speeds: dict[str, list[float]], floor: float
+) -> dict[str, Any]:
     speed = {side: statistics.median(of_side) for side, of_side in speeds.items()}
     ratios = {
         "x bare loop": ("harness", "bare"),
@@ -114,6 +121,7 @@ def _compare(subject: Subject, cores: int, speeds: dict[str, list[float]]) -> di
         "network": subject.name,
         "cores": cores,
         "harness images/s": speed["harness"],
+        "of the cores' arithmetic %": 100 * floor * speed["harness"] / cores,
         **{
             title: speed[ours] / speed[theirs] if {ours, theirs} <= speed.keys() else ""
             for title, (ours, theirs) in ratios.items()
@@ -130,8 +138,15 @@ def _warm_workers(count: int, *, threads: int) -> Iterator[ProcessPoolExecutor]:
         yield workers
 
 
+def _find_floor(subject: Subject) -> float:
+    """Seconds per image, were a step nothing but its arithmetic at the pace of a matrix product."""
+    work = count_work(subject.trial, make_images(subject.side, HELD_OUT), CPU)
+    ceilings = measure_ceilings(CPU, matrix=2_048, copied=2**26)
+    return work["FLOP"] / ceilings["float32 FLOP/s"]
+
+
 def _time(job: tuple[str, Subject, int]) -> tuple[float, float]:
-    """Begin and end of one epoch of a side, by the clock that all processes share."""
+    """Begin and end of a short training of a side, by the clock that all processes share."""
     side, subject, images_each = job
     train = _prepare(side, subject, images_each)
     with mock.patch.multiple(Probe, is_due=lambda *_: False, read=lambda *_: None):
@@ -155,7 +170,7 @@ def _prepare(side: str, subject: Subject, images_each: int) -> Callable[[], obje
         case "bfloat16":
             return lambda: train_pack([replace(trial, precision="bfloat16")], images, device=CPU)
         case "bare":
-            batches = list(Batches(images, [trial], CPU).epoch())
+            batches = list(Batches(images, [trial], CPU).epoch())  # in each epoch the same
             normalize = Normalize(images, trial, CPU)
             held_out = [
                 (normalize(part.x_NHWC[:, None]), part.y_N)
@@ -194,23 +209,32 @@ def train_bare(
     batches: list[tuple[Tensor, Tensor]],
     held_out: list[tuple[Tensor, Tensor]],
 ) -> None:
-    """The same steps and evaluations on tensors that are ready, with nothing round them."""
+    """The same steps and evaluations on tensors that are ready, with nothing round them.
+
+    `held_out` are the validation part, scored after each epoch, and the test part, at the end.
+    """
     network = build_network(trial, images.shape, images.classes)
     initialize(network, [trial])
     if trial.memory_format == "channels_last":
         network = network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, trial)
-    network.train()
-    for (x_BDHW, y_BR), lr in zip(batches, make_schedule(trial, len(batches)), strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(network(x_BDHW)[:, 0], y_BR[:, 0]).backward()
-        optimizer.step()
+    schedule = iter(make_schedule(trial, len(batches)))
+    for _ in range(trial.epochs):
+        network.train()
+        for x_BDHW, y_BR in batches:
+            lr = next(schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(network(x_BDHW)[:, 0], y_BR[:, 0]).backward()
+            optimizer.step()
+        _evaluate(network, *held_out[0])
+    _evaluate(network, *held_out[1])
+
+
+def _evaluate(network: nn.Module, x_NDHW: Tensor, y_N: Tensor) -> None:
     network.eval()
+    batches = zip(x_NDHW.split(EVALUATION_BATCH), y_N.split(EVALUATION_BATCH), strict=True)
     with torch.no_grad():
-        for x_NDHW, y_N in held_out:
-            for x_BDHW, y_B in zip(
-                x_NDHW.split(EVALUATION_BATCH), y_N.split(EVALUATION_BATCH), strict=True
-            ):
-                functional.cross_entropy(network(x_BDHW)[:, 0], y_B)
+        for x_BDHW, y_B in batches:
+            functional.cross_entropy(network(x_BDHW)[:, 0], y_B)

@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.records import EpochRow, GradientRow, TrialRow, TrialRows
 from harness.trials import TRAINING_VERSION, Trial
+
+if TYPE_CHECKING:
+    from harness.datasets import Images
 
 
 def make_trial(**settings: Any) -> Trial:
@@ -73,6 +76,27 @@ def _fill(row_type: type[Any], **columns: Any) -> Any:
         "datetime": datetime(2026, 1, 2, tzinfo=UTC),
     }
     return row_type(**{field.name: some[field.type] for field in fields(row_type)} | columns)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Images:
+    """The bundled data set."""
+    from harness.datasets import load_images
+
+    return load_images("digits")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch set as in a worker."""
+    import torch
+
+    from harness.train import prepare_worker
+
+    before = torch.get_num_threads()
+    prepare_worker(threads=1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

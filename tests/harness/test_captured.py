@@ -19,13 +19,15 @@ from torch.utils._pytree import tree_leaves
 
 from harness import captured
 from harness.captured import CapturedSteps, left_as_found
-from harness.datasets import Batches, load_images
+from harness.datasets import Batches
 from harness.optimizers import make_optimizer
-from harness.train import Learner, prepare_worker, train_pack
+from harness.train import Learner, train_pack
 from harness.trials import PROGRAMS
 from tests.harness.test_train import content
 
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tape(TorchDispatchMode):
@@ -108,19 +110,6 @@ class Recording(Learner):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._is_captured = True
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    prepare_worker(threads=1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_images("digits")
 
 
 @pytest.mark.parametrize(

@@ -16,26 +16,14 @@ import torch
 
 from harness import checkpoints
 from harness.checkpoints import DIGEST_BYTES, Checkpoint
-from harness.datasets import load_images
 from harness.errors import StoreError
 from harness.records import EpochRow, GradientRow, TrialRow
 from harness.tables import find_differing_columns, to_table
-from harness.train import prepare_worker, train_pack
+from harness.train import train_pack
 
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    prepare_worker(threads=1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_images("digits")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def differing_columns(one, other):

@@ -21,11 +21,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load_images("digits")
-
-
-@pytest.fixture(scope="module")
 def colours():
     """Colour images that are not square, so that a swapped axis shows."""
     generator = torch.Generator().manual_seed(0)

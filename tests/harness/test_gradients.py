@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional
 
 from harness.blocks import Block, Linear
-from harness.datasets import load_images
 from harness.gradients import EARLY_STEPS, QUANTITIES, Probe
 from harness.networks import build_network, initialize
 from harness.trials import PROGRAMS
@@ -19,11 +18,6 @@ EVERY_ARM = [
     for architecture, programs in PROGRAMS.items()
     for placement in programs
 ]
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_images("digits")
 
 
 def probe_of(trials, digits, *, double=False, steps_per_epoch=4):

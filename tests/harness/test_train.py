@@ -12,29 +12,18 @@ import torch
 from torch.nn import functional
 
 from harness import train
-from harness.datasets import Normalize, load_images
+from harness.datasets import Normalize
 from harness.gradients import Probe
 from harness.networks import build_network, initialize
 from harness.optimizers import make_schedule
-from harness.train import prepare_worker, train_pack
+from harness.train import train_pack
 from harness.trials import PROGRAMS
 
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 NOTE = train.Ledger.note_step
 WHERE_AND_WHEN = {"started", "finished", "wall_time", "probe_time", "peak_memory", "worker", "host"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    prepare_worker(threads=1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_images("digits")
 
 
 def content(rows):
