@@ -321,8 +321,7 @@ class Batches:
         index_SBR = self._arrange(drawn)
         if not self._augmented:
             for index_BR in index_SBR:
-                x_BRHWC = self._gather(index_BR, self._rows_H, self._columns_W)
-                yield self._normalize(x_BRHWC), self._y_N[index_BR]
+                yield self._normalize(self._x_NHWC[index_BR]), self._y_N[index_BR]
             return
         offsets = [
             torch.randint(2 * PADDING + 1, (2, used), generator=generator)
@@ -353,11 +352,10 @@ class Batches:
         nearest_BRW = columns_BRW.clamp(0, self._width - 1)
         inside_BRHW = (rows_BRH == nearest_BRH)[..., :, None]
         inside_BRHW = inside_BRHW & (columns_BRW == nearest_BRW)[..., None, :]
-        x_BRHWC = self._gather(index_BR, nearest_BRH, nearest_BRW) * inside_BRHW[..., None]
-        return self._normalize(x_BRHWC), self._y_N[index_BR]
-
-    def _gather(self, index_BR: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return self._x_NHWC[index_BR[..., None, None], rows[..., :, None], columns[..., None, :]]
+        x_BRHWC = self._x_NHWC[
+            index_BR[..., None, None], nearest_BRH[..., :, None], nearest_BRW[..., None, :]
+        ]
+        return self._normalize(x_BRHWC * inside_BRHW[..., None]), self._y_N[index_BR]
 
 
 class Normalize:
