@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT = 10.0  # seconds between two signs of life
 STALE_AFTER = 60.0  # seconds without one, and a run counts as dead
+LARGEST_CLAIM = 65_536  # bytes; ours have some hundred
 
 
 class Lease:
@@ -117,8 +118,8 @@ def _describe_claim(place: Place, file: File, now: float) -> str | None:
 
 def _read_claim(place: Place, path: str) -> dict[str, Any]:
     try:
-        claim = json.loads(place.read(path) or b"{}")
-    except ValueError:
+        claim = json.loads(place.read(path, largest=LARGEST_CLAIM) or b"{}")
+    except (ValueError, RecursionError):  # a stranger's
         return {}
     return claim if isinstance(claim, dict) else {}
 
@@ -139,7 +140,7 @@ def _is_dead(claim: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # gone, or a number that no process can have
         return True
     except PermissionError:  # alive, and someone else's
         return False

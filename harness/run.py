@@ -317,7 +317,9 @@ def _settle_packs(grid: Grid, store: Store, options: argparse.Namespace) -> Grid
             print(f"timing packs of {say_count(len(cells), 'network')}", file=sys.stderr)
         return fanout.run_in_worker(time_packs, cells, request=_request(grid.trials, options))
 
-    planned = (trial for plan in store.read_plans() for trial in plan.trials)
+    # A plan of which nothing has come yet, for want of a cluster say, binds nobody.
+    plans = store.read_plans() if store.finished_ids() else []
+    planned = (trial for plan in plans for trial in plan.trials)
     only_looks = options.dry_run or options.check_cluster
     trials, lines = settle_packs(grid.trials, planned, None if only_looks else probe)
     if not options.quiet:
@@ -548,7 +550,8 @@ def _says(value: object, text: str) -> bool:
 
 
 def _closest(word: str, words: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(word, words, n=1)
+    begun = [known for known in words if word and known.startswith(word)]
+    return begun[:1] or difflib.get_close_matches(word, words, n=1)
 
 
 def name_failures(tally: Tally, failed: Sequence[Trial]) -> Iterator[str]:

@@ -103,9 +103,18 @@ def test_a_sign_of_life_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
         assert held._heart.is_alive()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"pid": "x"}', b"[" * 60_000, b" " * 2**20]
+)
 def test_a_claim_that_cannot_be_read_is_alive_until_it_is_stale(tmp_path, content):
     store = Store(tmp_path)
     store.place.replace("active/first.json", content)
     with pytest.raises(ActiveRunError, match="first on"), Lease(store, "second"):
         pytest.fail("entered")
+
+
+def test_a_claim_with_a_number_that_no_process_has_is_dead(tmp_path):
+    store = Store(tmp_path)
+    claim(store, "first", pid=2**40, machine=lease._machine())
+    with Lease(store, "second"):
+        assert names(store) == ["second.json"]

@@ -162,6 +162,7 @@ def test_what_may_go_well_now_is_tried_again(grid, capsys, code_digest, attempts
         (["depth"], "--only depth: write key=value, as in placement=before"),
         ([""], "--only : write key=value, as in placement=before"),
         (["=2"], "--only =2: '' is not a setting"),
+        (["arch=mlp"], "--only arch=mlp: 'arch' is not a setting; did you mean 'architecture'?"),
         (["dept=2"], "--only dept=2: 'dept' is not a setting; did you mean 'depth'?"),
         (["depth=3"], "--only depth=3: no trial has '3'; depth is 2, 4"),
         (["depth=x"], "--only depth=x: no trial has 'x'; depth is 2, 4"),
