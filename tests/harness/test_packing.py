@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.errors import GridError
+from harness.grid import load_grid
 from harness.packing import (
     apply_sizes,
     choose_size,
@@ -20,6 +21,7 @@ from harness.packing import (
 )
 from harness.run import main
 from harness.store import Store
+from tests.harness.conftest import make_rows
 
 GRID = """
 name: small
@@ -157,6 +159,17 @@ def test_a_dry_run_says_that_it_would_be_measured(grid, capsys):
     assert main([str(grid), "--dry-run", "--seeds-per-trial", "auto"]) == 0
     assert "still to be measured: digits mlp-2 (width 0.25)" in capsys.readouterr().out
     assert not (grid.parent / "results").exists()
+
+
+def test_a_plan_settles_nothing_until_a_trial_of_it_is_finished(grid, capsys):
+    planned = load_grid(grid, ["pack_size=2"])
+    store = Store("results/small")
+    store.write_plan(planned.plan, planned.trials, planned.source)
+    assert main([str(grid), "--dry-run", "--seeds-per-trial", "auto"]) == 0
+    assert "still to be measured: digits mlp-2" in capsys.readouterr().out
+    store.write_trial(make_rows(planned.trials[0]))
+    assert main([str(grid), "--dry-run", "--seeds-per-trial", "auto"]) == 0
+    assert "digits mlp-2 (width 0.25): 2 seeds at a time, as before" in capsys.readouterr().out
 
 
 def test_a_number_is_the_pack_size_of_the_grids_trials(grid, capsys):
