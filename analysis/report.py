@@ -458,13 +458,14 @@ def _provenance(results: Results) -> Table:
 
 
 def _reproduction(page: Page, *, allow_mixed: bool) -> Table:
-    """What to type for the effect that decided each claim, every number of it."""
+    """What to type for each claim's sentence, and every number of the effect that decided it."""
     rows = []
     for index, card in enumerate(page.cards):
         arguments = json.dumps(page.results.location) + ", allow_mixed=True" * allow_mixed
         source = (
             "from analysis import claims, load; "
-            f"print(claims.judge(load.load_results({arguments}))[{index}].headline)"
+            f"verdict = claims.judge(load.load_results({arguments}))[{index}]; "
+            "print(verdict.sentence, verdict.headline)"
         )
         if card.verdict.headline is not None:
             claim = ", ".join(filter(None, (card.verdict.claim, card.study)))

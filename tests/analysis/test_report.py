@@ -438,6 +438,7 @@ def test_the_command_beside_a_claim_gives_its_number_again(complete):
         check=True,
     )
     verdicts = json.loads((complete / "verdicts.json").read_text(encoding="utf-8"))["verdicts"]
+    assert verdicts[0]["sentence"] in run.stdout
     assert f"estimate={verdicts[0]['headline']['estimate']}" in run.stdout.replace(
         "np.float64(", ""
     ).replace(")", "")
