@@ -16,6 +16,7 @@ import yaml
 from harness.errors import ClusterError
 from harness.forecast import MULTIPLY_ADDS_PER_SECOND, Forecast
 from harness.records import TrialRow
+from harness.tally import say_count
 from harness.trials import Trial
 
 PRICES = {"m6i.large": 0.096, "g4dn.xlarge": 0.526, "g5.xlarge": 1.006, "g6.xlarge": 0.8048}
@@ -170,7 +171,7 @@ def describe_costs(
             hours = (BOOT_TIME + max(sum(durations) / together, *durations)) / 3600
             money = hours * (machines * kind.price + head.price)
             yield (
-                f"{machines} {kind.name} ({kind.instance}, {room} trial{'s' * (room != 1)} each): "
+                f"{machines} {kind.name} ({kind.instance}, {say_count(room, 'trial')} each): "
                 f"roughly {hours:.1f} h, {machines * hours:.1f} machine-hours, {money:.2f} USD with the head"
             )
     yield from bases

@@ -346,7 +346,8 @@ def _spell_number(number: re.Match[str], *, whole: bool) -> str:
 
 
 def did_you_mean(found: str, words: Sequence[str]) -> str:
-    near = difflib.get_close_matches(found.lower(), words, n=1)
+    begun = [word for word in words if found and word.startswith(found.lower())]
+    near = difflib.get_close_matches(found.lower(), words, n=1) or begun
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

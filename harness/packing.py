@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness import zoo
 from harness.errors import GridError
+from harness.tally import say_count
 from harness.trials import Trial
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def describe_choice(network: Network, seconds: Mapping[int, float]) -> str:
 
 def describe_size(network: Network, size: int) -> str:
     """'digits mlp-2: 5 seeds at a time'."""
-    return f"{_say(network)}: {size} seed{'s' * (size > 1)} at a time"
+    return f"{_say(network)}: {say_count(size, 'seed')} at a time"
 
 
 def time_packs(

@@ -16,6 +16,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from harness.tally import say_count
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -91,7 +93,7 @@ class Progress:
         elif self._lacks_workers:
             parts.append("no worker; --check-cluster says why")
         elif not self._running and not self.finished:
-            parts.append(f"starting {self._workers} worker{'s' * (self._workers != 1)}")
+            parts.append(f"starting {say_count(self._workers, 'worker')}")
         else:
             parts.append(f"{self._running} running")
         parts += [f"{counts[word]} {word}" for word in ("diverged", "failed") if counts[word]]

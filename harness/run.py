@@ -8,7 +8,6 @@ once: Ray with the fan-out, torch only in its workers.
 from __future__ import annotations
 
 import argparse
-import difflib
 import itertools
 import logging
 import math
@@ -514,7 +513,9 @@ def select(trials: Sequence[Trial], conditions: Sequence[str]) -> list[Trial]:
             mistakes.append(f"--only {condition}: write key=value, as in placement=before")
             continue
         if key not in names:
-            hint = "".join(f"; did you mean {name!r}?" for name in _closest(key, names))
+            from harness.document import did_you_mean  # noqa: PLC0415  yaml: not for --help
+
+            hint = did_you_mean(key, names)
             mistakes.append(f"--only {condition}: {key!r} is not a setting{hint}")
             continue
         found = dict.fromkeys(getattr(trial, key) for trial in trials)
@@ -547,11 +548,6 @@ def _says(value: object, text: str) -> bool:
         return not isinstance(value, str | bool) and value == float(text)
     except ValueError:
         return False
-
-
-def _closest(word: str, words: Sequence[str]) -> list[str]:
-    begun = [known for known in words if word and known.startswith(word)]
-    return begun[:1] or difflib.get_close_matches(word, words, n=1)
 
 
 def name_failures(tally: Tally, failed: Sequence[Trial]) -> Iterator[str]:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,20 @@ def read_template() -> str:
     text = (ROOT / "harness/clusters/aws.yaml").read_text()
     text = re.sub(r"Default: /aws/service/\S+", "Default: /image", text)
     return text.replace("${SecurityGroup.VpcId}", "vpc-of-the-group")
+
+
+def apply_template(client: Callable[[str], Any]) -> dict[str, str]:
+    """Make the stack of `read_template`, by the clients of these names; its outputs."""
+    client("ssm").put_parameter(Name="/image", Value="ami-0123456789abcdef0", Type="String")
+    formation = client("cloudformation")
+    formation.create_stack(
+        StackName="bn-order",
+        TemplateBody=read_template(),
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+        Parameters=[{"ParameterKey": "SshFrom", "ParameterValue": "203.0.113.7/32"}],
+    )
+    outputs = formation.describe_stacks(StackName="bn-order")["Stacks"][0]["Outputs"]
+    return {output["OutputKey"]: output["OutputValue"] for output in outputs}
 
 
 def run(*command: str) -> str:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from tests.cloud.machines import ENVIRONMENT, ROOT, Cloud, Host, Laptop, read_template, wait_for
+from tests.cloud.machines import ENVIRONMENT, ROOT, Cloud, Host, Laptop, apply_template, wait_for
 
 pytestmark = [
     pytest.mark.cloud,
@@ -58,16 +58,7 @@ ON_DEMAND = (
 @pytest.fixture(scope="module")
 def stack(cloud) -> dict[str, str]:
     """Apply harness/clusters/aws.yaml; its outputs come back."""
-    cloud.client("ssm").put_parameter(Name="/image", Value="ami-0123456789abcdef0", Type="String")
-    client = cloud.client("cloudformation")
-    client.create_stack(
-        StackName="bn-order",
-        TemplateBody=read_template(),
-        Capabilities=["CAPABILITY_NAMED_IAM"],
-        Parameters=[{"ParameterKey": "SshFrom", "ParameterValue": "203.0.113.7/32"}],
-    )
-    outputs = client.describe_stacks(StackName="bn-order")["Stacks"][0]["Outputs"]
-    return {output["OutputKey"]: output["OutputValue"] for output in outputs}
+    return apply_template(cloud.client)
 
 
 def adapt(config: dict, security_group: str) -> dict:

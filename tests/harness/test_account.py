@@ -12,7 +12,7 @@ moto = pytest.importorskip("moto")
 
 from harness import account  # noqa: E402
 from harness.account import check_account, main  # noqa: E402
-from tests.cloud.machines import ROOT, read_template  # noqa: E402
+from tests.cloud.machines import ROOT, apply_template  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS..S3..BucketPolicy:UserWarning")
 
@@ -34,16 +34,7 @@ def aws(laptop):
     """Yield what the stack says of itself, once it is made in us-east-1."""
     with moto.mock_aws():
         session = boto3.Session(region_name="us-east-1")
-        session.client("ssm").put_parameter(Name="/image", Value="ami-0123", Type="String")
-        client = session.client("cloudformation")
-        client.create_stack(
-            StackName="bn-order",
-            TemplateBody=read_template(),
-            Capabilities=["CAPABILITY_NAMED_IAM"],
-            Parameters=[{"ParameterKey": "SshFrom", "ParameterValue": "203.0.113.7/32"}],
-        )
-        outputs = client.describe_stacks(StackName="bn-order")["Stacks"][0]["Outputs"]
-        yield {output["OutputKey"]: output["OutputValue"] for output in outputs}
+        yield apply_template(session.client)
 
 
 @pytest.fixture
