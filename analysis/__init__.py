@@ -1,10 +1,11 @@
 """Judge the claims from the rows that `harness` left, and show how sure the judgement is.
 
-Read the modules in the order the data passes through them::
+The data passes through three packages::
 
-    load -> outcomes -> effects -> evidence -> claims -> charts -> report
+    load -> judgement -> page -> report
+                |
+            statistics   arrays in, numbers out
 
-`contrasts`, `resampling`, `multiplicity` and `power` are the statistics they stand on, and
-`calibrate` shows on simulated grids how often the verdicts are wrong.
-Nothing is imported here, and nothing in this package needs torch or ray.
+`calibrate` shows on simulated grids how often the verdicts are wrong. Nothing is imported here, and
+nothing in this package needs torch or ray.
 """

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from scipy import stats
 
-from harness.records import (
+from harness.study.records import (
     SCHEMA_VERSION,
     AnalysisPlan,
     ChoiceRow,
@@ -459,7 +459,7 @@ def _check_trials(found: Iterable[tuple[str, pa.Table]], location: str) -> pd.Da
 
 
 def _name_of(row: Mapping[Any, Any]) -> str:
-    """The trial's id, from its settings: a digest that `harness.trials` defines."""
+    """The trial's id, from its settings: a digest that `harness.study.trials` defines."""
     content = [row["training_version"], {name: row[name] for name in _SETTINGS}]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

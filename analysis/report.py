@@ -35,24 +35,33 @@ import numpy as np
 import vl_convert
 from altair.utils.schemapi import debug_mode
 
-from analysis import tables, theme
-from analysis.calibrate import calibrate, find_design
-from analysis.claims import judge_outcomes
-from analysis.effects import UNITS, find_effects
+from analysis.judgement.effects import UNITS, find_effects
+from analysis.judgement.outcomes import collect_outcomes
+from analysis.judgement.simulation import calibrate, find_design
+from analysis.judgement.verdicts import judge_outcomes
 from analysis.load import ResultsError, load_results
-from analysis.outcomes import collect_outcomes
-from analysis.page import Card, Figure, Page, Panel, Table, build_page, with_calibration
+from analysis.page import frames as tables
+from analysis.page.sections import (
+    Card,
+    Figure,
+    Page,
+    Panel,
+    Table,
+    build_page,
+    theme,
+    with_calibration,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from analysis.calibrate import Rate
-    from analysis.claims import Verdict
-    from analysis.effects import Effect
+    from analysis.judgement.effects import Effect
+    from analysis.judgement.outcomes import Outcomes
+    from analysis.judgement.simulation import Rate
+    from analysis.judgement.verdicts import Verdict
     from analysis.load import Results
-    from analysis.outcomes import Outcomes
-    from analysis.theme import Mark
-    from harness.records import AnalysisPlan
+    from analysis.page.theme import Mark
+    from harness.study.records import AnalysisPlan
 
 REPLICATES = 1_000
 """Simulated grids per scenario: enough to tell 5 % from 7 %, in a second or two."""
@@ -403,7 +412,7 @@ def _script() -> str:
 
 
 def _read(name: str) -> str:
-    return resources.files("analysis").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("analysis.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _dark_style() -> str:

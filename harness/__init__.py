@@ -1,9 +1,12 @@
 """Train a grid of networks on Ray and keep every result as Parquet.
 
-Read the modules in the order the data passes through them::
+The data passes through four packages, each of which knows only those below it::
 
-    grid -> trials -> fanout -> train -> gradients -> store
+    study     what is asked: a YAML file becomes a grid, a grid becomes trials
+    training  one pack of trials: from images to rows
+    results   the rows: written once, read back checked
+    cluster   Ray: places packs on workers, retries, stops
 
-`records` names every column that leaves this package. Nothing is imported here, so that
-`import harness.train` needs torch but not ray, pydantic or pyarrow.
+The modules beside them are commands: options in, text out. Nothing is imported here, so that
+`import harness.training.train` needs torch but not ray, pydantic or pyarrow.
 """

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from harness.errors import ClusterError
+from harness.study.errors import ClusterError
 
 if TYPE_CHECKING:
     from boto3 import Session

@@ -21,12 +21,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import fx
 
-from harness import zoo
-from harness.document import did_you_mean
-from harness.errors import HarnessError
-from harness.graphs import block_of, load_model, operation, rewrite, skip_path, trace
-from harness.networks import build_network
-from harness.trials import MAX_DEPTH, PROGRAMS, Trial, find_depth_mistake
+from harness.study import zoo
+from harness.study.errors import HarnessError
+from harness.study.trials import MAX_DEPTH, PROGRAMS, Trial, find_depth_mistake
+from harness.study.wording import did_you_mean
+from harness.training.graphs import block_of, load_model, operation, rewrite, skip_path, trace
+from harness.training.networks import build_network
 
 WIDTH = 80
 LABELS = 38  # columns of the blocks' names, at most

@@ -16,14 +16,14 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from harness.tally import say_count
+from harness.study.wording import format_count, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.fanout import Finish
-    from harness.forecast import Forecast
-    from harness.trials import Trial
+    from harness.cluster.fanout import Finish
+    from harness.cluster.forecast import Forecast
+    from harness.study.trials import Trial
 
 FIRST_LINE_AFTER = 10.0
 """Seconds; later lines come at growing intervals, a twentieth of the time gone by."""
@@ -93,12 +93,12 @@ class Progress:
         elif self._lacks_workers:
             parts.append("no worker; --check-cluster says why")
         elif not self._running and not self.finished:
-            parts.append(f"starting {say_count(self._workers, 'worker')}")
+            parts.append(f"starting {format_count(self._workers, 'worker')}")
         else:
             parts.append(f"{self._running} running")
         parts += [f"{counts[word]} {word}" for word in ("diverged", "failed") if counts[word]]
         if self._workers and not self._stopping:
-            parts.append(f"about {say_duration(self._estimate_time_left())} left")
+            parts.append(f"about {format_duration(self._estimate_time_left())} left")
         return ", ".join(parts)
 
     @property
@@ -220,8 +220,8 @@ class LiveProgress(Progress):
 def say_finish(trial: Trial, finish: Finish) -> str:
     """A finished trial in a line.
 
-    >>> from harness.fanout import Finish
-    >>> from harness.trials import Trial
+    >>> from harness.cluster.fanout import Finish
+    >>> from harness.study.trials import Trial
     >>> trial = Trial(dataset="digits", architecture="mlp", placement="after", depth=4, seed=1,
     ...     program="linear act norm")
     >>> say_finish(trial, Finish(trial.id, "done", 0.9713, 1.25))
@@ -231,35 +231,6 @@ def say_finish(trial: Trial, finish: Finish) -> str:
     """
     if math.isnan(finish.test_accuracy):
         return f"{trial.label}: {finish.status}"
-    return f"{trial.label}: {100 * finish.test_accuracy:.1f} % in {say_duration(finish.wall_time)}"
-
-
-def say_duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> [say_duration(seconds) for seconds in (1.24, 40, 150, 9000, 200_000)]
-    ['1.2 s', '40 s', '2 min 30 s', '2 h 30 min', '2 d 7 h']
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, size, smaller, part in (
-        ("d", 86_400, "h", 3_600),
-        ("h", 3_600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole} s"
-
-
-def say_size(size: float) -> str:
-    """Bytes as people say them.
-
-    >>> [say_size(size) for size in (20_000, 3_400_000, 2_100_000_000)]
-    ['20 kB', '3.4 MB', '2.1 GB']
-    """
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size / 1e3:.0f} kB"
+    return (
+        f"{trial.label}: {100 * finish.test_accuracy:.1f} % in {format_duration(finish.wall_time)}"
+    )

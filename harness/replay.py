@@ -17,15 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from harness.datasets import load_images
-from harness.errors import HarnessError, StoreError
-from harness.progress import say_duration
-from harness.records import EpochRow, GradientRow, Settings, TrialRow, TrialRows
-from harness.store import TABLES, Store
-from harness.tables import find_differing_columns, to_rows, to_table
-from harness.tally import say_count
-from harness.train import prepare_worker, train_pack
-from harness.trials import TRAINING_VERSION, Trial
+from harness.results.store import TABLES, Store
+from harness.results.tables import find_differing_columns, to_rows, to_table
+from harness.study.errors import HarnessError, StoreError
+from harness.study.records import EpochRow, GradientRow, Settings, TrialRow, TrialRows
+from harness.study.trials import TRAINING_VERSION, Trial
+from harness.study.wording import format_count, format_duration
+from harness.training.images import load_images
+from harness.training.train import prepare_worker, train_pack
 
 Tables = Mapping[str, pa.Table]
 
@@ -146,10 +145,10 @@ def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
             f"{row.trial_id} was trained on a GPU and there is none here; --device cpu compares all "
             "the same, but another kind of device gives other sums"
         )
-    print(f"{trial.label} ({trial.id}), trained in {say_duration(row.wall_time)} on {row.host}")
+    print(f"{trial.label} ({trial.id}), trained in {format_duration(row.wall_time)} on {row.host}")
     begun = time.monotonic()
     rows = train_again(trial, torch.device(kind))
-    took = say_duration(time.monotonic() - begun)
+    took = format_duration(time.monotonic() - begun)
     replayed = {
         "trials": to_table([rows.trial], TrialRow),
         "epochs": to_table(rows.epochs, EpochRow),
@@ -159,7 +158,7 @@ def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
     difference = find_first_difference(stored, replayed)
     if difference is None:
         counts = ", ".join(
-            say_count(len(replayed[name]), what)
+            format_count(len(replayed[name]), what)
             for name, what in (("epochs", "epoch"), ("gradients", "gradient"))
         )
         print(f"equal: {counts}, and the trial's own row, bit for bit, replayed in {took}")

@@ -28,21 +28,22 @@ from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from harness.errors import GridError, HarnessError, StoreError
-from harness.forecast import Forecast, count_cpus, guess_bytes
-from harness.packing import settle_packs, time_packs
-from harness.progress import LineProgress, LiveProgress, Progress, say_duration, say_size
-from harness.provenance import digest_code
-from harness.records import ChoiceRow, Settings, TrialRow
-from harness.shards import find_hopeless
-from harness.tally import Tally, say_count
-from harness.trials import Trial
-from harness.tuning import apply_choices, choose, expand_tuning
+from harness.cluster.forecast import Forecast, count_cpus, guess_bytes
+from harness.cluster.packing import settle_packs, time_packs
+from harness.cluster.shards import find_hopeless
+from harness.progress import LineProgress, LiveProgress, Progress
+from harness.results.tally import Tally
+from harness.study.errors import GridError, HarnessError, StoreError
+from harness.study.records import ChoiceRow, Settings, TrialRow
+from harness.study.trials import Trial
+from harness.study.tuning import apply_choices, choose, expand_tuning
+from harness.study.wording import format_count, format_duration, format_size
+from harness.training.provenance import digest_code
 
 if TYPE_CHECKING:
-    from harness.fanout import Request
-    from harness.grid import Grid
-    from harness.store import Store
+    from harness.cluster.fanout import Request
+    from harness.results.store import Store
+    from harness.study.grid import Grid
 
 RUN_SD = {"digits": 1.0}
 USUAL_RUN_SD = 0.2
@@ -257,8 +258,8 @@ def _number(text: str) -> float:
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
-    from harness.grid import load_grid  # noqa: PLC0415  pydantic: not for --help
-    from harness.store import Store  # noqa: PLC0415  pyarrow: not for a mistake in the grid
+    from harness.results.store import Store  # noqa: PLC0415  pyarrow: not for a mistake in the grid
+    from harness.study.grid import load_grid  # noqa: PLC0415  pydantic: not for --help
 
     grid = load_grid(options.grid, _list_overrides(options), options.seeds)
     location = f"results/{grid.name}" if options.results is None else options.results
@@ -271,7 +272,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         print(describe_plan(grid, outlook, options, location))
         return DONE
     if options.check_cluster:
-        from harness.preflight import check_cluster  # noqa: PLC0415  Ray: only now
+        from harness.cluster.preflight import check_cluster  # noqa: PLC0415  Ray: only now
 
         report = check_cluster(outlook.asked, store, _request(outlook.asked, options))
         print(report)
@@ -284,12 +285,12 @@ def _run(options: argparse.Namespace, command: str) -> int:
     for line in name_failures(tally, failed):
         print(line, file=sys.stderr)
     if not options.quiet:
-        took = f"in {say_duration(time.monotonic() - begun)}" if tried else "nothing to train"
+        took = f"in {format_duration(time.monotonic() - begun)}" if tried else "nothing to train"
         print(f"{grid.name}: {tally.account()}, {took}")
         if edges := sum(choice.chosen and choice.at_edge for choice in outlook.choices):
             at = "does best at" if edges == 1 else "do best at"
             edge = "the edge of the rates tried; widen tuning.lr"
-            print(f"tuning: {say_count(edges, 'arm')} {at} {edge}")
+            print(f"tuning: {format_count(edges, 'arm')} {at} {edge}")
         if failed and not options.retry_failed:
             print(f"once the cause is mended: {command} --retry-failed")
         print(f"rows: {location}")
@@ -310,10 +311,10 @@ def _settle_packs(grid: Grid, store: Store, options: argparse.Namespace) -> Grid
     """The grid with as many seeds at a time as its folder began with, or as a probe finds best."""
 
     def probe(cells: list[tuple[Trial, list[int]]]) -> list[dict[int, float]]:
-        from harness import fanout  # noqa: PLC0415  Ray: only now
+        from harness.cluster import fanout  # noqa: PLC0415  Ray: only now
 
         if not options.quiet:
-            print(f"timing packs of {say_count(len(cells), 'network')}", file=sys.stderr)
+            print(f"timing packs of {format_count(len(cells), 'network')}", file=sys.stderr)
         return fanout.run_in_worker(time_packs, cells, request=_request(grid.trials, options))
 
     # A plan of which nothing has come yet, for want of a cluster say, binds nobody.
@@ -343,7 +344,7 @@ def _train_rounds(
                 "shares no trial with this one; its rows stay, and reports will be of this grid",
                 file=sys.stderr,
             )
-    from harness.lease import Lease  # noqa: PLC0415  only a run that writes needs one
+    from harness.results.lease import Lease  # noqa: PLC0415  only a run that writes needs one
 
     run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     with Lease(store, run, join=options.join):
@@ -379,7 +380,7 @@ def _mend_or_refuse(store: Store, options: argparse.Namespace) -> None:
     if options.dry_run or options.check_cluster:
         return  # they change nothing, and a look at every file takes a while
     if options.repair:
-        from harness.upkeep import repair  # noqa: PLC0415  pyarrow
+        from harness.results.repair import repair  # noqa: PLC0415  pyarrow
 
         for line in repair(store, join=options.join):
             print(line, file=sys.stderr)
@@ -395,7 +396,7 @@ def _mend_or_refuse(store: Store, options: argparse.Namespace) -> None:
         named = [f"  {error.path}: {error.reason}" for error in damage[:NAMED_FAILURES]]
         if len(damage) > NAMED_FAILURES:
             named.append(f"  and {len(damage) - NAMED_FAILURES} more")
-        count = say_count(len(damage), "damaged or foreign file")
+        count = format_count(len(damage), "damaged or foreign file")
         what = f"{store.location}: {count}; nothing was changed"
         mend = "To set them aside below damaged/ and train their trials again, add --repair"
         raise StoreError("\n".join([what, *named, mend]))
@@ -414,7 +415,7 @@ def refuse_other_code(tally: Tally, location: str) -> None:
         commit = f" of commit {last.commit[:12]}" if last.commit else ""
         come = "comes" if len(others) == 1 else "come"
         raise StoreError(
-            f"{location}: {say_count(len(others), 'finished trial')} of this plan {come} from other "
+            f"{location}: {format_count(len(others), 'finished trial')} of this plan {come} from other "
             f"training code (digest {last.code_digest}{commit}) than this (digest {here}), and going on would "
             "compare trials of both. Go back to that code, train in another folder with --results, "
             "or, where the change cannot alter a number, go on with --accept-other-code"
@@ -469,7 +470,7 @@ def _train(
         progress.shown(),
     ):
         store.sweep()
-        from harness import fanout  # noqa: PLC0415  Ray: only now
+        from harness.cluster import fanout  # noqa: PLC0415  Ray: only now
 
         fanout.train_missing(
             missing,
@@ -486,7 +487,7 @@ def _train(
 
 
 def _request(trials: Sequence[Trial], options: argparse.Namespace) -> Request:
-    from harness.fanout import Request  # noqa: PLC0415  Ray: only now
+    from harness.cluster.fanout import Request  # noqa: PLC0415  Ray: only now
 
     return Request(
         address=options.address,
@@ -513,7 +514,7 @@ def select(trials: Sequence[Trial], conditions: Sequence[str]) -> list[Trial]:
             mistakes.append(f"--only {condition}: write key=value, as in placement=before")
             continue
         if key not in names:
-            from harness.document import did_you_mean  # noqa: PLC0415  yaml: not for --help
+            from harness.study.wording import did_you_mean  # noqa: PLC0415  yaml: not for --help
 
             hint = did_you_mean(key, names)
             mistakes.append(f"--only {condition}: {key!r} is not a setting{hint}")
@@ -568,12 +569,12 @@ def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, loc
     for cell in cells:
         networks[cell.dataset, f"{cell.architecture}-{cell.depth}"][cell.placement] = None
     seeds = sorted(set(cells.values()))
-    size = f"{say_count(len(cells), 'cell')}, {say_count(len(grid.trials), 'trial')}"
+    size = f"{format_count(len(cells), 'cell')}, {format_count(len(grid.trials), 'trial')}"
     lines = [f"{grid.name}: {size}; rows in {location}"]
     lines += [f"  {data} {net}: {', '.join(arms)}" for (data, net), arms in networks.items()]
     if grid.tuning:
         tuned = "as chosen" if outlook.choices else f"{len(grid.trials)} more once it has chosen"
-        count = say_count(len(expand_tuning(grid.trials, grid.tuning)), "trial")
+        count = format_count(len(expand_tuning(grid.trials, grid.tuning)), "trial")
         lines.append(f"tuning     {count} ahead of the study at each arm's best: {tuned}")
     lines.append(f"so far     {tally.account()}")
     if tally.strangers:
@@ -592,10 +593,10 @@ def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, loc
             workers = 1
         seconds = forecast.wall_time(missing, workers)
         lines.append(
-            f"time       roughly {say_duration(seconds)} on {say_count(workers, 'CPU worker')}, "
+            f"time       roughly {format_duration(seconds)} on {format_count(workers, 'CPU worker')}, "
             f"{forecast.basis}"
         )
-        lines.append(f"disk       roughly {say_size(sum(map(guess_bytes, missing)))}")
+        lines.append(f"disk       roughly {format_size(sum(map(guess_bytes, missing)))}")
         if CLUSTER_FILE.exists():
             lines += [f"rented     {text}" for text in describe_rent(outlook, options)]
     lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), seeds[0])]
@@ -604,7 +605,7 @@ def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, loc
 
 def describe_rent(outlook: Outlook, options: argparse.Namespace) -> Iterator[str]:
     """Hours and money on the machines of `CLUSTER_FILE`."""
-    from harness.costs import describe_costs  # noqa: PLC0415  only for a plan
+    from harness.cluster.costs import describe_costs  # noqa: PLC0415  only for a plan
 
     tally = outlook.tally
     return describe_costs(
@@ -622,7 +623,7 @@ def describe_power(grid: Grid, rows: Iterable[TrialRow], seeds: int) -> Iterator
     if seeds < 2:
         yield "nothing: a difference needs at least 2 seeds"
         return
-    from analysis.power import detectable_difference  # noqa: PLC0415  scipy: only for a plan
+    from analysis.statistics.power import detectable_difference  # noqa: PLC0415  scipy: only for a plan
 
     accuracies: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for row in rows:
@@ -676,7 +677,7 @@ def _log_into(location: str, run: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             handler = logging.FileHandler(folder / f"{run}.log", encoding="utf-8")
         except OSError as error:
-            from harness.places import explain  # noqa: PLC0415  pyarrow: not for --help
+            from harness.results.places import explain  # noqa: PLC0415  pyarrow: not for --help
 
             raise StoreError(f"{folder}: {explain(error)}") from error
         handler.handleError = lambda record: None  # noqa: ARG005  a full disk ends the run by its rows, not by its log

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.errors import DamagedFileError, HarnessError, StoreError
-from harness.lease import list_claims
-from harness.progress import say_duration
-from harness.records import FailureRow, Settings, TrialRow
-from harness.store import Store
-from harness.tally import Tally, say_count
-from harness.trials import Trial
+from harness.results.lease import list_claims
+from harness.results.store import Store
+from harness.results.tally import Tally
+from harness.study.errors import DamagedFileError, HarnessError, StoreError
+from harness.study.records import FailureRow, Settings, TrialRow
+from harness.study.trials import Trial
+from harness.study.wording import format_count, format_duration
 
 NAMED_TRIALS = 3
 """Trials that a group of failures names; the rest is counted."""
@@ -134,7 +134,7 @@ class Status:
         if not self.is_planned:
             yield "no plan.parquet there: what is missing is not known"
         if self.tally.strangers:
-            strangers = say_count(self.tally.strangers, "more finished trial")
+            strangers = format_count(self.tally.strangers, "more finished trial")
             yield f"{strangers}, left out of this plan"
         yield f"last activity {_say_age(self.last_activity)}"
         yield from (f"going on: {run}" for run in self.runs)
@@ -155,7 +155,7 @@ class Status:
             names = "; ".join(cause.trials[:NAMED_TRIALS]) + (f"; {more} more" if more > 0 else "")
             yield f"    {names}"
         if self.made_good:
-            yield f"{say_count(self.made_good, 'attempt')} broke, of trials that were finished later"
+            yield f"{format_count(self.made_good, 'attempt')} broke, of trials that were finished later"
         if self.damage:
             yield ""
             yield from (f"damaged: {error.path}: {error.reason}" for error in self.damage)
@@ -237,7 +237,7 @@ def _say_age(moment: float | None) -> str:
     if moment is None:
         return "unknown"
     at = datetime.fromtimestamp(moment, UTC)
-    return f"{say_duration(max(0.0, time.time() - moment))} ago, at {at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{format_duration(max(0.0, time.time() - moment))} ago, at {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import HarnessError
-from harness.store import Store
-from harness.tables import find_differing_columns, to_table
-from harness.trials import PROGRAMS, Trial
+from harness.results.store import Store
+from harness.results.tables import find_differing_columns, to_table
+from harness.study.errors import HarnessError
+from harness.study.trials import PROGRAMS, Trial
 
 if TYPE_CHECKING:
-    from harness.shards import Start
+    from harness.cluster.shards import Start
 
 TRIALS_PER_FAULT = 3
 TRIAL_LIMIT = 10.0
@@ -132,7 +132,7 @@ class Disturbed:
         return _arrive, (self.folder,)
 
     def __call__(self, start: Start) -> list[Any]:
-        from harness.fanout import train_with_torch
+        from harness.cluster.fanout import train_with_torch
 
         with (self.folder / "starts").open("a", encoding="ascii") as starts:
             starts.write(f"{start.pack[0].id}\n")
@@ -179,15 +179,15 @@ def _slowed(write: Callable[[bytes], None]) -> Callable[[bytes], None]:
 
 def _arrive(folder: Path) -> Disturbed:
     """In a new worker: import torch now, outside the time limit of a trial."""
-    import harness.train  # noqa: F401
+    import harness.training.train  # noqa: F401
 
     return Disturbed(folder)
 
 
 def drive(folder: Path, address: str, count: int) -> int:
     """What harness.run does, with disturbed training; its exit code."""
-    from harness.fanout import Request, train_missing
-    from harness.forecast import Forecast
+    from harness.cluster.fanout import Request, train_missing
+    from harness.cluster.forecast import Forecast
     from harness.progress import Progress
 
     trials = make_trials(count)
@@ -333,9 +333,9 @@ class Rampage:
     def _count(self) -> None:
         import torch
 
-        from harness.datasets import load_images
-        from harness.records import EpochRow, GradientRow, TrialRow
-        from harness.train import prepare_worker, train_pack
+        from harness.study.records import EpochRow, GradientRow, TrialRow
+        from harness.training.images import load_images
+        from harness.training.train import prepare_worker, train_pack
 
         toll, store = self.toll, self._store
         trials = make_trials(toll.expected)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-from harness.trials import PROGRAMS, Trial
+from harness.study.trials import PROGRAMS, Trial
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):

@@ -74,25 +74,33 @@ def test_the_packages_import_nothing():
 def test_training_needs_torch_and_the_standard_library_only():
     absent = {"ray", "pydantic", "pyarrow", "pandas", "yaml", "altair", "rich", "scipy", "sklearn"}
     absent |= {"torchvision", "jinja2", "vl_convert"}
-    broken, loaded = import_without(absent, ["harness.train"])
+    broken, loaded = import_without(absent, modules_of("harness/training"))
     assert broken == {}
-    assert {"harness.networks", "harness.gradients", "harness.datasets"} <= ours(loaded)
+    assert {
+        "harness.training.networks",
+        "harness.training.gradients",
+        "harness.training.images",
+    } <= ours(loaded)
 
 
 def test_only_the_fan_out_needs_ray():
     broken, _ = import_without({"ray"}, modules_of("harness"))
-    assert broken == {"harness.fanout": "ray is absent"}
+    assert broken == {"harness.cluster.fanout": "ray is absent"}
 
 
-def test_analysis_needs_neither_torch_nor_ray_and_of_harness_only_records():
+def test_analysis_needs_neither_torch_nor_ray_and_of_harness_only_what_is_asked_and_the_rows():
     absent = {"torch", "torchvision", "ray", "pydantic", "yaml", "rich", "sklearn"}
     broken, loaded = import_without(absent, modules_of("analysis"))
     assert broken == {}
-    assert {name for name in ours(loaded) if name.startswith("harness.")} <= {"harness.records"}
+    packages = {".".join(name.split(".")[:2]) for name in ours(loaded) if "." in name}
+    assert {name for name in packages if name.startswith("harness.")} <= {
+        "harness.study",
+        "harness.results",
+    }
 
 
 @pytest.mark.parametrize(
-    ("package", "module"), [("pydantic", "harness.grid"), ("torch", "harness.train")]
+    ("package", "module"), [("pydantic", "harness.study.grid"), ("torch", "harness.training.train")]
 )
 def test_an_absent_package_is_really_absent(package, module):
     broken, _ = import_without({package}, [module])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Provenance
-from harness.store import Store
+from harness.results.store import Store
+from harness.study.records import Provenance
 
 GRID = """
 name: tiny

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.records import (
+from harness.study.records import (
     SCHEMA_VERSION,
     AnalysisPlan,
     ChoiceRow,
@@ -23,7 +23,7 @@ from harness.records import (
     GradientRow,
     TrialRow,
 )
-from harness.trials import PROGRAMS, Trial, expand
+from harness.study.trials import PROGRAMS, Trial, expand
 
 TEST_IMAGES = 2_000
 STEPS_PER_EPOCH = 40

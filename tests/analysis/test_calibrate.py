@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from analysis import calibrate as module
-from analysis.calibrate import (
+from analysis.calibrate import main
+from analysis.judgement.outcomes import collect_outcomes
+from analysis.judgement.simulation import (
     Rate,
     Truth,
     calibrate,
     find_design,
-    main,
     make_reference_design,
     simulate,
 )
 from analysis.load import load_results
-from analysis.outcomes import collect_outcomes
 from tests.analysis.conftest import Study, write_study
 
 

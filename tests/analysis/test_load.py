@@ -13,9 +13,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
+from analysis.judgement.outcomes import measure_flow
 from analysis.load import FLOW_TIMES, ResultsError, load_results, spread_times
-from analysis.outcomes import measure_flow
-from harness.records import AnalysisPlan, ChoiceRow, TrialRow
+from harness.study.records import AnalysisPlan, ChoiceRow, TrialRow
 from tests.analysis.conftest import (
     Study,
     write_choices,

@@ -20,8 +20,8 @@ import pandas as pd
 import pytest
 
 from analysis import report
-from harness.records import AnalysisPlan, ChoiceRow
-from harness.trials import PROGRAMS
+from harness.study.records import AnalysisPlan, ChoiceRow
+from harness.study.trials import PROGRAMS
 from tests.analysis.conftest import (
     Study,
     always,

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.datasets import Batches, Images
-from harness.train import Learner
-from harness.trials import Trial
+from harness.study.trials import Trial
+from harness.training.images import Batches, Images
+from harness.training.train import Learner
 
 TORCHS_OWN = "torch's default"
 """TF32 in convolutions and float32 in matrix products, as far as the GPU has TF32."""

@@ -84,7 +84,7 @@ def _run(side: str, size: int) -> None:
 
 
 def _run_command(size: int, folder: Path) -> float:
-    from harness import fanout
+    from harness.cluster import fanout
     from harness.run import main
 
     grid = folder / "grid.yaml"
@@ -98,10 +98,10 @@ def _run_command(size: int, folder: Path) -> float:
 
 def _fan_out(size: int, folder: Path, *, seconds: float | None) -> float:
     """`seconds` is what a trial is said to take; the harness's own guess, if None."""
-    from harness.fanout import Request, train_missing
-    from harness.forecast import Forecast
+    from harness.cluster.fanout import Request, train_missing
+    from harness.cluster.forecast import Forecast
     from harness.progress import Progress
-    from harness.store import Store
+    from harness.results.store import Store
     from tests.harness.conftest import make_trial
 
     trials = [make_trial(seed=seed) for seed in range(size)]

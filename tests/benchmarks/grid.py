@@ -60,12 +60,12 @@ def _train_all_like_the_tutorial(grid: Path) -> None:
     import ray
     from ray import tune
 
-    from harness.grid import load_grid
+    from harness.study.grid import load_grid
 
     trials = load_grid(grid, ["pack_size=1"]).trials  # the tutorial knows no packs
 
     def train(config: dict[str, Any]) -> None:
-        from harness.datasets import load_images
+        from harness.training.images import load_images
         from tests.benchmarks.tutorial import train_like_the_tutorial
 
         train_like_the_tutorial(trials[config["trial"]], load_images("digits"), tune.report)

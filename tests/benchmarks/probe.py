@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from harness.datasets import Batches
-from harness.gradients import EARLY_STEPS, Probe
-from harness.train import Learner, prepare_worker
+from harness.training.gradients import EARLY_STEPS, Probe
+from harness.training.images import Batches
+from harness.training.train import Learner, prepare_worker
 from tests.benchmarks.timing import alternate
 from tests.benchmarks.trial import SUBJECTS, make_images
 

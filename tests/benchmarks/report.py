@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harness.gradients import EARLY_STEPS
-from harness.grid import load_grid
-from harness.records import AnalysisPlan, ChoiceRow, EpochRow, GradientRow
-from harness.store import Store
-from harness.tables import schema_of
-from harness.trials import PROGRAMS, Trial, expand
-from harness.tuning import apply_choices, choose, expand_tuning
+from harness.results.store import Store
+from harness.results.tables import schema_of
+from harness.study.grid import load_grid
+from harness.study.records import AnalysisPlan, ChoiceRow, EpochRow, GradientRow
+from harness.study.trials import PROGRAMS, Trial, expand
+from harness.study.tuning import apply_choices, choose, expand_tuning
+from harness.training.gradients import EARLY_STEPS
 from tests.harness.conftest import make_rows
 
 SIZES = (100, 1_000, 10_000)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.trials import PROGRAMS, Trial
+from harness.study.trials import PROGRAMS, Trial
 from tests.benchmarks import ceilings, gpu
 from tests.test_architecture import import_without
 

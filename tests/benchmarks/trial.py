@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.datasets import Batches, Images, Normalize, Part, load_images
-from harness.gradients import Probe
-from harness.networks import build_network, initialize
-from harness.optimizers import make_optimizer, make_schedule
-from harness.train import EVALUATION_BATCH, prepare_worker, train_pack
-from harness.trials import PROGRAMS, Trial
+from harness.study.trials import PROGRAMS, Trial
+from harness.training.gradients import Probe
+from harness.training.images import Batches, Images, Normalize, Part, load_images
+from harness.training.networks import build_network, initialize
+from harness.training.optimizers import make_optimizer, make_schedule
+from harness.training.train import EVALUATION_BATCH, prepare_worker, train_pack
 from tests.benchmarks.ceilings import count_work, measure_ceilings
 from tests.benchmarks.tutorial import train_like_the_tutorial
 

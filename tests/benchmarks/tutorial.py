@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from harness.datasets import Images, Part
-from harness.networks import build_network, initialize
-from harness.optimizers import make_schedule
-from harness.trials import Trial
+from harness.study.trials import Trial
+from harness.training.images import Images, Part
+from harness.training.networks import build_network, initialize
+from harness.training.optimizers import make_schedule
 
 
 class PictureDataset(Dataset):

@@ -62,8 +62,8 @@ MaxStartups 50
 
 
 def read_template() -> str:
-    """Read harness/clusters/aws.yaml, but for what moto has not: public images, a group's VPC."""
-    text = (ROOT / "harness/clusters/aws.yaml").read_text()
+    """Read harness/cluster/aws.yaml, but for what moto has not: public images, a group's VPC."""
+    text = (ROOT / "harness/cluster/aws.yaml").read_text()
     text = re.sub(r"Default: /aws/service/\S+", "Default: /image", text)
     return text.replace("${SecurityGroup.VpcId}", "vpc-of-the-group")
 

@@ -7,7 +7,7 @@ import yaml
 
 from tests.cloud.machines import ROOT
 
-FILES = ["cluster.yaml", "harness/clusters/local.yaml"]
+FILES = ["cluster.yaml", "harness/cluster/local.yaml"]
 
 
 class CloudFormationLoader(yaml.SafeLoader):
@@ -36,7 +36,7 @@ def aws():
 
 @pytest.fixture
 def stack():
-    text = (ROOT / "harness/clusters/aws.yaml").read_text()
+    text = (ROOT / "harness/cluster/aws.yaml").read_text()
     return yaml.load(text, Loader=CloudFormationLoader)
 
 
@@ -76,7 +76,7 @@ def test_aws_knows_every_parameter_of_a_node(aws):
 def test_cloudformation_accepts_the_stack():
     from cfnlint.api import ManualArgs, lint
 
-    text = (ROOT / "harness/clusters/aws.yaml").read_text()
+    text = (ROOT / "harness/cluster/aws.yaml").read_text()
     assert not lint(text, config=ManualArgs(regions=["us-east-1", "eu-central-1"]))
 
 
@@ -169,7 +169,7 @@ def test_the_file_and_the_stack_speak_of_the_same_things(aws, stack):
     workers = {name: node for name, node in aws["available_node_types"].items() if name != "head"}
     allowed = stack["Parameters"]["WorkerTypes"]["Default"].split(",")
     assert {node["node_config"]["InstanceType"] for node in workers.values()} <= set(allowed)
-    text = (ROOT / "harness/clusters/aws.yaml").read_text()
+    text = (ROOT / "harness/cluster/aws.yaml").read_text()
     assert f"ray-cluster-name: {aws['cluster_name']}\n" in text
     assert f"key-pair/{aws['provider']['key_pair']['key_name']}*" in text
 
@@ -215,11 +215,11 @@ def test_no_policy_gives_more_than_it_names(stack):
         assert not any("*" in action for action in actions)
         if statement["Resource"] == "*":
             assert all(action.startswith("ec2:Describe") for action in actions)
-    assert "arn:aws:iam::aws:policy" not in (ROOT / "harness/clusters/aws.yaml").read_text()
+    assert "arn:aws:iam::aws:policy" not in (ROOT / "harness/cluster/aws.yaml").read_text()
 
 
 def test_ones_own_machines_get_the_same_environment_as_those_of_aws(aws):
-    local = yaml.safe_load((ROOT / "harness/clusters/local.yaml").read_text())
+    local = yaml.safe_load((ROOT / "harness/cluster/local.yaml").read_text())
     for part in ("file_mounts", "rsync_exclude", "cluster_synced_files", "head_setup_commands"):
         assert local[part] == aws[part]
     assert local["setup_commands"] == aws["setup_commands"][2:]  # no package manager of ours there

@@ -57,7 +57,7 @@ ON_DEMAND = (
 
 @pytest.fixture(scope="module")
 def stack(cloud) -> dict[str, str]:
-    """Apply harness/clusters/aws.yaml; its outputs come back."""
+    """Apply harness/cluster/aws.yaml; its outputs come back."""
     return apply_template(cloud.client)
 
 
@@ -228,7 +228,7 @@ def test_every_node_has_the_clusters_token_and_the_project(cloud, head):
         host = cloud.hosts[worker["InstanceId"]]
         assert host.read("stat -c '%a %U' /home/ubuntu/.ray/auth_token") == "600 ubuntu\n"
         assert host.read("cat /home/ubuntu/.ray/auth_token") == token
-        assert host.read("cd /home/ubuntu/bn-order && ls pyproject.toml harness/train.py")
+        assert host.read("cd /home/ubuntu/bn-order && ls pyproject.toml harness/training/train.py")
 
 
 def test_every_instance_is_locked_tagged_and_its_disk_encrypted(cloud):

@@ -1,4 +1,4 @@
-"""The story of a cluster of machines one already has, with harness/clusters/local.yaml itself.
+"""The story of a cluster of machines one already has, with harness/cluster/local.yaml itself.
 
 The tests run in the order they stand in; each goes on where the one before it stopped.
 """
@@ -26,7 +26,7 @@ def adapt(config: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def laptop(network, tmp_path_factory):
-    config = yaml.safe_load((ROOT / "harness/clusters/local.yaml").read_text())
+    config = yaml.safe_load((ROOT / "harness/cluster/local.yaml").read_text())
     laptop = Laptop(tmp_path_factory.mktemp("laptop"), adapt(config), {})
     laptop.type("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/tmp/home/.ssh/bn-order")
     return laptop

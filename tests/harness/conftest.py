@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.records import EpochRow, GradientRow, TrialRow, TrialRows
-from harness.trials import TRAINING_VERSION, Trial
+from harness.study.records import EpochRow, GradientRow, TrialRow, TrialRows
+from harness.study.trials import TRAINING_VERSION, Trial
 
 if TYPE_CHECKING:
-    from harness.datasets import Images
+    from harness.training.images import Images
 
 
 def make_trial(**settings: Any) -> Trial:
@@ -81,7 +81,7 @@ def _fill(row_type: type[Any], **columns: Any) -> Any:
 @pytest.fixture(scope="session")
 def digits() -> Images:
     """The bundled data set."""
-    from harness.datasets import load_images
+    from harness.training.images import load_images
 
     return load_images("digits")
 
@@ -91,7 +91,7 @@ def one_thread() -> Iterator[None]:
     """Torch set as in a worker."""
     import torch
 
-    from harness.train import prepare_worker
+    from harness.training.train import prepare_worker
 
     before = torch.get_num_threads()
     prepare_worker(threads=1)

@@ -145,5 +145,5 @@ def test_a_key_whose_private_half_is_elsewhere_is_said(aws, fill_in):
 
 
 def test_a_file_for_other_machines_is_an_error(capsys):
-    assert main([str(ROOT / "harness/clusters/local.yaml")]) == 2
+    assert main([str(ROOT / "harness/cluster/local.yaml")]) == 2
     assert "its provider is 'local'" in capsys.readouterr().err

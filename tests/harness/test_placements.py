@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-from harness import zoo
-from harness.graphs import load_model, rewrite, trace
-from harness.networks import build_network
 from harness.placements import Adjacencies, count_adjacencies, main, read_blocks
-from harness.trials import PROGRAMS
+from harness.study import zoo
+from harness.study.trials import PROGRAMS
+from harness.training.graphs import load_model, rewrite, trace
+from harness.training.networks import build_network
 
 SHOWN = """\
 torchvision/resnet18, depth 18, after: act norm, act norm +

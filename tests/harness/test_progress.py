@@ -8,8 +8,8 @@ import math
 import pytest
 
 from harness import progress
-from harness.fanout import Finish
-from harness.forecast import START_UP, Forecast
+from harness.cluster.fanout import Finish
+from harness.cluster.forecast import START_UP, Forecast
 from harness.progress import LineProgress, Progress
 from tests.harness.conftest import make_trial
 

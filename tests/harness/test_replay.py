@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.datasets import load_images
 from harness.replay import main
-from harness.store import Store
-from harness.train import prepare_worker, train_pack
+from harness.results.store import Store
+from harness.training.images import load_images
+from harness.training.train import prepare_worker, train_pack
 from tests.harness.conftest import make_rows, make_trial
 
 

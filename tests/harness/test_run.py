@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import GridError
-from harness.forecast import Forecast
-from harness.grid import load_grid
-from harness.lease import Lease
-from harness.provenance import digest_code
-from harness.records import FailureRow
+from harness.cluster.forecast import Forecast
+from harness.results.lease import Lease
+from harness.results.store import Store
+from harness.results.tally import Tally
 from harness.run import _log_into, main, refuse_other_code, select
-from harness.store import Store
-from harness.tally import Tally
+from harness.study.errors import GridError
+from harness.study.grid import load_grid
+from harness.study.records import FailureRow
+from harness.training.provenance import digest_code
 from tests.harness.conftest import make_rows
 
 GRID = """

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harness.lease import Lease
-from harness.records import AnalysisPlan, FailureRow
+from harness.results.lease import Lease
+from harness.results.store import Store
 from harness.status import Status, main
-from harness.store import Store
+from harness.study.records import AnalysisPlan, FailureRow
 from tests.harness.conftest import make_rows, make_trial
 
 TRIALS = [make_trial(placement=arm, seed=seed) for seed in range(3) for arm in ("before", "after")]

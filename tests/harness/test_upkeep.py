@@ -8,11 +8,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from harness.errors import StoreError
-from harness.lease import Lease
-from harness.records import AnalysisPlan
-from harness.store import TABLES, Store
-from harness.upkeep import compact, main, merge
+from harness.results.compaction import compact
+from harness.results.lease import Lease
+from harness.results.merging import merge
+from harness.results.store import TABLES, Store
+from harness.study.errors import StoreError
+from harness.study.records import AnalysisPlan
+from harness.upkeep import main
 from tests.harness.conftest import make_rows, make_trial
 
 TRIALS = [make_trial(seed=seed) for seed in range(6)]

@@ -1,0 +1,6 @@
+"""From frames of results to verdicts.
+
+In go the frames of `analysis.load`; out come `Effect`s and `Verdict`s. Read in this order::
+
+    outcomes -> effects -> evidence -> verdicts
+"""

@@ -1,0 +1,31 @@
+#!/bin/bash
+# A Ray cluster for as long as a job of Slurm's runs. From the root of the checkout, in an environment
+# and a home that all nodes see (make the first four values fit your machines):
+#
+#     sbatch harness/cluster/slurm.sh grids/full.yaml --gpus-per-trial 0.25
+#
+# What is missing when the job's time is over the same command trains in another job. Ray's ports ask
+# for the token, but its traffic is not encrypted: a network whose users you trust.
+#SBATCH --nodes=4
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+
+export RAY_AUTH_MODE=token
+(umask 077 && ray get-auth-token --generate > /dev/null)  # for its owner only
+
+# On each node a step of the job holds Ray, until the job is over. The head is where this script runs,
+# by the first of its addresses: gRPC does not find every name that the machine itself does.
+address=$(hostname -I | cut -d ' ' -f 1):6379
+step=(srun --overlap --cpus-per-task="$SLURM_CPUS_PER_TASK")
+start=(ray start --num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats --block)
+"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${start[@]}" --head --port=6379 &
+until (: < "/dev/tcp/${address/:/\/}") 2> /dev/null; do sleep 1; done
+if ((SLURM_NNODES > 1)); then
+    others=$((SLURM_NNODES - 1))
+    "${step[@]}" --nodes=$others --ntasks=$others --exclude="$SLURMD_NODENAME" \
+        "${start[@]}" --address="$address" &
+fi
+python -m harness.run "$@" --address "$address" --wait-for-nodes "$SLURM_NNODES"

@@ -1,0 +1,358 @@
+"""A YAML file as plain values that remember where they were written.
+
+PyYAML follows YAML 1.1, where `on` is true, `1e-3` is text, `010` is 8, `10:30` is 630 and a
+repeated key wins in silence. Here a repeated key is a mistake, what reads as a surprising number
+stays text, and `find_trap` says of a value that did not fit what YAML made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.study.errors import GridError
+from harness.study.wording import did_you_mean, show
+
+MAX_BYTES = 2**18
+MAX_VALUES = 20_000
+MAX_MISTAKES = 50
+MAX_SEEDS = 100_000
+
+Loc = tuple[int | str, ...]
+"""Where a value stands among the others, as pydantic says it: ("grid", 0, "placement", 1)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written; line 0 is the command line."""
+
+    label: str
+    line: int
+    node: yaml.Node | None = None
+
+
+class Document:
+    """The values of a grid file and of its overrides, the places of both, and their mistakes."""
+
+    values: dict[str, Any]
+
+    def __init__(self, path: Path) -> None:
+        """Raises GridError where the file cannot be read, or is not YAML."""
+        self.source = _read_text(path)
+        self._path = path
+        self._places: dict[Loc, Place] = {(): Place(f"{path}:1", 1)}
+        self._inherited: set[Loc] = set()
+        self._overrides: dict[Loc, str] = {}
+        self._mistakes: list[tuple[int, str]] = []
+        try:
+            node = _compose(self.source)
+        except _NotYaml as error:
+            raise GridError([f"{path}:{error.line}: {error}"]) from None
+        if not isinstance(node, yaml.MappingNode):
+            found = "no grid" if node is None else f"{show(node.value)}, no grid"
+            raise GridError([f"{path}:1: {found}; that is a mapping with 'seeds' and 'grid'"])
+        self.values = self._unfold(node, (), self._places[()])
+        if "name" not in self.values:
+            self.values["name"] = path.stem
+            self._places["name",] = Place(f"{path}: name, taken from the file", 1)
+
+    def place(self, at: Loc) -> Place:
+        """Of the value at `at`, or of the nearest around it."""
+        if at[:3] in self._inherited:
+            at = ("defaults", *at[2:])
+        while at not in self._places:
+            at = at[:-1]
+        return self._places[at]
+
+    def refuse(self, at: Loc, text: str) -> None:
+        self._refuse(self.place(at), text)
+
+    def raise_mistakes(self) -> None:
+        """In the order of the lines, each once, those of the command line first."""
+        ordered = sorted(self._mistakes, key=lambda mistake: mistake[0])
+        lines = list(dict.fromkeys(text for _, text in ordered))
+        if len(lines) > MAX_MISTAKES:
+            lines[MAX_MISTAKES:] = [f"{self._path}: {len(lines) - MAX_MISTAKES} more mistakes"]
+        if lines:
+            raise GridError(lines)
+
+    def override(self, text: str) -> None:
+        """Put the value of `key=value` in the place of the file's."""
+        place = _on_command_line(text)
+        key, equals, value = text.partition("=")
+        at = tuple(key.split("."))
+        if len(at) == 1:
+            at = ("defaults", key)
+        if not equals:
+            self._refuse(place, "not of the form key=value")
+        elif len(at) != 2 or at[0] not in {"defaults", "margins", "analysis"}:
+            self._refuse(place, "not a setting, nor of the form margins.KEY or analysis.KEY")
+        elif at in self._overrides:
+            self._refuse(place, f"given twice (first {self._overrides[at]})")
+        else:
+            self._overrides[at] = text
+            try:
+                node = _compose(value)
+            except _NotYaml as error:
+                self._refuse(place, str(error))
+            else:
+                if node is None:
+                    self._refuse(place, "no value stands here")
+                else:
+                    self._replace(at, node, place)
+
+    def override_seeds(self, text: str) -> None:
+        """Put a count ("5") or a list ("0,1,2", "0-9") in the place of the file's seeds."""
+        place = _on_command_line(f"--seeds {text}")
+        seeds: list[int] = []
+        if re.fullmatch(r"[0-9]{1,10}", text):
+            self._replace(("seeds",), int(text), place)
+            return
+        for part in text.split(","):
+            span = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
+            if not span:
+                self._refuse(place, f"{show(part)} is not a seed; write 5, 0,1,2 or 0-9")
+                return
+            first, last = int(span[1]), int(span[2] or span[1])
+            if last < first:
+                self._refuse(place, f"{part} runs backwards; write {last}-{first}")
+                return
+            if len(seeds) + last - first >= MAX_SEEDS:
+                self._refuse(place, f"more than {MAX_SEEDS:,} seeds")
+                return
+            seeds += range(first, last + 1)
+        self._replace(("seeds",), seeds, place)
+
+    def inherit_defaults(self) -> None:
+        """Give every product what it does not say itself."""
+        defaults = as_mapping(self.values.get("defaults"))
+        products = self.values.get("grid")
+        if not isinstance(products, list):
+            return
+        mappings = {i: product for i, product in enumerate(products) if isinstance(product, dict)}
+        for at, text in self._overrides.items():
+            if at[0] == "defaults" and mappings and all(at[1] in p for p in mappings.values()):
+                lines = ", ".join(str(self.place(("grid", i, at[1])).line) for i in mappings)
+                self._refuse(
+                    _on_command_line(text),
+                    f"changes nothing: every product sets {at[1]} itself (line {lines})",
+                )
+        for index, product in mappings.items():
+            self._inherited |= {("grid", index, key) for key in defaults.keys() - product.keys()}
+            products[index] = {**defaults, **product}
+
+    def _refuse(self, place: Place, text: str) -> None:
+        self._mistakes.append((place.line, f"{place.label}: {text}"))
+
+    def _replace(self, at: Loc, value: object, place: Place) -> None:
+        """Put `value`, plain or still a YAML node, at `at`, and forget what stood there."""
+        section: Any = self.values
+        for step in at[:-1]:
+            section = section.setdefault(step, {})
+            if not isinstance(section, dict):
+                return  # a mistake of its own, told when the values are checked
+        self._places = {known: p for known, p in self._places.items() if known[: len(at)] != at}
+        self._places[at] = place
+        section[at[-1]] = self._unfold(value, at, place) if isinstance(value, yaml.Node) else value
+
+    def _unfold(self, node: yaml.Node, at: Loc, place: Place) -> Any:  # noqa: ANN401 - whatever YAML says
+        """The plain value of `node`, every part of it noted in its place."""
+        self._places[at] = Place(place.label, place.line, node)
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        if tag.removeprefix("!!") not in _TAGS:
+            self._refuse(place, f"a grid has no use for the YAML tag {show(tag)}")
+        if isinstance(node, yaml.ScalarNode):
+            return _read_scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [
+                self._unfold(item, (*at, i), self._place_of(item, (*at, i), place))
+                for i, item in enumerate(node.value)
+            ]
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._refuse(place, f"a key is a word; found {show(key_node.value)}")
+                continue
+            key = key_node.value  # as written: `on` is the word on, `1` the word 1
+            below = self._place_of(key_node, (*at, key), place)
+            if key == "<<":
+                self._refuse(below, "YAML's merge is not read; what products share is in defaults")
+            elif key in values:
+                first = self._places[(*at, key)]
+                self._refuse(below, f"given twice (first on line {first.line})")
+            else:
+                values[key] = self._unfold(value_node, (*at, key), below)
+        return values
+
+    def _place_of(self, node: yaml.Node, at: Loc, around: Place) -> Place:
+        if around.line == 0:
+            return around
+        line = node.start_mark.line + 1
+        return Place(f"{self._path}:{line}: {_dotted(at)}", line)
+
+
+class _NotYaml(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line = line
+
+
+_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map"}
+
+
+def _on_command_line(text: str) -> Place:
+    plain = text.isprintable() and len(text) <= 200
+    return Place(f"command line: {text if plain else show(text)}", 0)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise GridError([f"{path}: a pipe or a device; a grid is a file"])  # it might not end
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise GridError(
+            [f"{path}: no such file{did_you_mean(path.name, _grids_in(path.parent))}"]
+        ) from None
+    except IsADirectoryError:
+        grids = ", ".join(_grids_in(path)) or "none"
+        raise GridError([f"{path}: a folder; the grids in it: {grids}"]) from None
+    except OSError as error:
+        raise GridError([f"{path}: cannot be read: {error.strerror}"]) from None
+    if len(content) > MAX_BYTES:
+        raise GridError([f"{path}: larger than {MAX_BYTES:,} bytes; a grid is written by hand"])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{content[error.start]:02X}"
+        raise GridError([f"{path}:{line}: not UTF-8 ({found}); save the file as UTF-8"]) from None
+
+
+def _grids_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("[!.]*.y*ml") if path.is_file())
+
+
+def _compose(text: str) -> yaml.Node | None:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        unfolded = _count_unfolded(node, {}) if node else 0
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _NotYaml(
+            line, f"the character U+{ord(text[error.position]):04X} is not text"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _NotYaml(mark.line + 1 if mark else 1, _explain_yaml(error)) from None
+    except RecursionError:
+        raise _NotYaml(1, "nested too deeply for a grid") from None
+    if unfolded > MAX_VALUES:
+        raise _NotYaml(1, f"more than {MAX_VALUES:,} values, its aliases written out")
+    return node
+
+
+def _explain_yaml(error: yaml.MarkedYAMLError) -> str:
+    problem = str(error.problem)
+    if "'\\t'" in problem:
+        return "a tab; YAML is indented with spaces"
+    if "another document" in problem:
+        return "a second document begins; a grid is one"
+    if not error.context:
+        return f"not YAML: {problem}"
+    begun, found = error.context_mark, error.problem_mark
+    since = f" from line {begun.line + 1}" if begun and found and begun.line < found.line else ""
+    return f"not YAML: {problem}, {error.context}{since}"
+
+
+def _count_unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values of `node` once its aliases are written out, counted without writing them out."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # found again below itself: without end
+        parts = node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [value for _, value in node.value]
+        known[id(node)] = 1 + sum(_count_unfolded(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _read_scalar(node: yaml.ScalarNode) -> bool | float | str | None:
+    """The value as YAML reads it; as text where that would surprise: `010`, `10:30`, a date."""
+    text, digits = node.value, node.value.replace("_", "").lower()
+    try:
+        match node.tag.rpartition(":")[2]:
+            case "null":
+                return None
+            case "bool":
+                return yaml.SafeLoader.bool_values[text.lower()]
+            case "int":
+                return int(digits, 0)
+            case "float":
+                return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+            case _:
+                return text
+    except (KeyError, ValueError):
+        return text
+
+
+_NUMBER = re.compile(r"([-+]?)([0-9]+)?(\.[0-9]*)?(?:e([-+]?)([0-9]+))?", re.IGNORECASE)
+
+
+def find_trap(node: yaml.Node | None) -> str | None:
+    """What YAML 1.1 made of a value that was refused, where its author may not expect it."""
+    if not isinstance(node, yaml.ScalarNode):
+        return None
+    text, tag = node.value, node.tag.rpartition(":")[2]
+    if tag == "null" and not text:
+        return "no value stands here"
+    if tag == "bool" and text.lower() in {"on", "off", "yes", "no"}:
+        return f"YAML reads on, off, yes, no as booleans and found {_read_scalar(node)}"
+    return None
+
+
+def find_number_trap(node: yaml.Node | None, *, whole: bool) -> str | None:
+    """The same for a value that was refused because it is no number, yet looks like one."""
+    if not isinstance(node, yaml.ScalarNode) or not isinstance(_read_scalar(node), str):
+        return None
+    text, tag = node.value, node.tag.rpartition(":")[2]
+    if tag == "int" and ":" in text:
+        return f"YAML reads {text!r} in base 60; write the number out"
+    if tag == "int" and re.fullmatch("[-+]?0[0-7_]+", text):
+        return f"YAML reads {text!r} as {int(text.replace('_', ''), 8)}; write {int(text)}"
+    number = _NUMBER.fullmatch(text)
+    if not number or len(text) > 30 or not re.search("[0-9]", f"{number[2]}{number[3]}"):
+        return None
+    if node.style:
+        return f"{text!r} is text; write it without quotes"
+    return f"YAML reads {text!r} as text; write {_spell_number(number, whole=whole)}"
+
+
+def _spell_number(number: re.Match[str], *, whole: bool) -> str:
+    """As YAML 1.1 wants it: with a point, and a sign in the exponent."""
+    if whole and float(number[0]).is_integer():
+        return f"{float(number[0]):.0f}"
+    sign, integer, fraction, exponent_sign, exponent = number.groups()
+    power = f"e{exponent_sign or '+'}{exponent}" if exponent else ""
+    return f"{sign}{integer or 0}{fraction or '.0'}{power}"
+
+
+def _dotted(at: Loc) -> str:
+    text = ""
+    for step in at:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            plain = re.fullmatch(r"[\w-]{1,60}", step, re.ASCII)
+            text += f"{'.' * bool(text)}{step if plain else show(step)}"
+    return text
+
+
+def as_mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

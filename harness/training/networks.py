@@ -1,0 +1,214 @@
+"""Whole networks from blocks, R replicas side by side (legend in `blocks`).
+
+The block is what the study varies. What surrounds it follows one rule each:
+
+* vgg, plain, mlp   every layer ahead of the head is a block; there is no other stem.
+* resnet            the stem is the block's first conv with the operations up to the next one.
+* preresnet,        the stem is a bare conv; ahead of the head stand the operations that the
+  densenet          program puts ahead of its first conv, and densenet's transitions begin with
+                    them too.
+* head              global average (not in mlp), then a linear layer with bias.
+
+A torchvision model is its own stem, blocks and pools, rewritten by `graphs`; its last linear layer
+is the head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from harness.study.trials import Trial, derive_seed
+from harness.study.zoo import PREFIX as TORCHVISION
+from harness.training.blocks import BN_EPS, BN_MOMENTUM, Block, Layer, Linear, split_program
+from harness.training.graphs import build_graph
+
+VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""Convs ahead of each pool: configurations A, B, D, E of Simonyan & Zisserman, arXiv:1409.1556."""
+
+VGG_WIDTHS = (64, 128, 256, 512, 512)
+RESNET_WIDTHS = (16, 32, 64)
+MLP_WIDTH = 512
+
+
+class Network(nn.Module):
+    """Logits of R replicas: x_NDHW -> y_NRK.
+
+    Shapes:
+        x_NDHW: (N, R*C, H, W), the images of replica 0 in the first C channels.
+        y_NRK: (N, R, classes).
+    """
+
+    def __init__(self, features: nn.Module, head: Linear | nn.Linear, *, replicas: int) -> None:
+        super().__init__()
+        self.replicas = replicas
+        self.features = features
+        self.head = head
+
+    def forward(self, x_NDHW: Tensor) -> Tensor:
+        return self.head(self.features(x_NDHW)).unflatten(1, (self.replicas, -1))
+
+    def layers(self) -> Iterator[tuple[str, nn.Conv2d | Linear | nn.Linear]]:
+        """Every layer with a weight, under its dotted name, from the input to the head."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d | Linear | nn.Linear):
+                yield name, module
+
+
+def build_network(
+    trial: Trial, shape: tuple[int, int, int], classes: int, *, replicas: int = 1
+) -> Network:
+    """The network of `trial` for images of `shape` (C, H, W), its weights not yet drawn.
+
+    Raises:
+        GridError: a torchvision model does not take images this small, or one of the settings.
+    """
+    if trial.architecture.startswith(TORCHVISION):
+        assert replicas == 1, "torchvision's layers have no groups to spare for replicas"
+        features, head = build_graph(trial, shape, classes)
+        return Network(features, head, replicas=1)
+    build = {
+        "mlp": _mlp,
+        "vgg": _vgg,
+        "plain": _residual,  # its block has no "+": the same net with the addition deleted
+        "resnet": _residual,
+        "preresnet": _preresnet,
+        "densenet": _densenet,
+    }[trial.architecture]
+    builder = _Builder(trial, replicas)
+    parts = list(build(trial, builder, shape))
+    width = builder.width
+    if trial.final_norm:
+        norm = nn.BatchNorm1d if trial.architecture == "mlp" else nn.BatchNorm2d
+        parts.append(norm(replicas * width, BN_EPS, BN_MOMENTUM, affine=trial.norm_affine))
+    if trial.architecture != "mlp":
+        parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    head = Linear(width, classes, replicas=replicas, bias=True)
+    return Network(nn.Sequential(*parts), head, replicas=replicas)
+
+
+class _Builder:
+    """Makes the blocks of one network and keeps the running width, in channels of one replica."""
+
+    def __init__(self, trial: Trial, replicas: int) -> None:
+        self.trial = trial
+        self.replicas = replicas
+        self.width = 0  # set by the architecture: what its input has
+
+    def block(self, program: str, *layers: Layer) -> Block:
+        block = Block(
+            program, self.width, layers, replicas=self.replicas, affine=self.trial.norm_affine
+        )
+        self.width = block.out_channels
+        return block
+
+    def bare_conv(self, layer: Layer) -> nn.Conv2d:
+        """A stem that belongs to no block; with a bias where the blocks have one."""
+        conv = nn.Conv2d(
+            self.replicas * self.width,
+            self.replicas * layer.width,
+            layer.kernel,
+            layer.stride,
+            padding=layer.kernel // 2,
+            groups=self.replicas,
+            bias="norm" not in self.trial.program.split(),
+        )
+        self.width = layer.width
+        return conv
+
+    def scaled(self, channels: int) -> int:
+        return max(1, round(channels * self.trial.width_factor))
+
+
+def _mlp(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+    builder.width = math.prod(shape)
+    yield nn.Flatten()
+    for _ in range(trial.depth):
+        yield builder.block(trial.program, Layer(builder.scaled(MLP_WIDTH)))
+
+
+def _vgg(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+    builder.width, *size = shape
+    side = min(size)
+    for convs, width in zip(VGG_STAGES[trial.depth], VGG_WIDTHS, strict=True):
+        for _ in range(convs):
+            yield builder.block(trial.program, Layer(builder.scaled(width)))
+        if side > 1:  # a pool that would empty a small image is left out
+            side //= 2
+            yield nn.MaxPool2d(2)
+
+
+def _residual(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+    builder.width = shape[0]
+    _, stem = split_program(trial.program)
+    yield builder.block(stem, Layer(builder.scaled(RESNET_WIDTHS[0])))
+    for first, second in _residual_layers(trial, builder):
+        if "+" in trial.program.split():
+            yield builder.block(trial.program, first, second)
+        else:
+            yield builder.block(trial.program, first)
+            yield builder.block(trial.program, second)
+
+
+def _preresnet(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+    builder.width = shape[0]
+    ahead, _ = split_program(trial.program)
+    yield builder.bare_conv(Layer(builder.scaled(RESNET_WIDTHS[0])))
+    for first, second in _residual_layers(trial, builder):
+        yield builder.block(trial.program, first, second)
+    yield builder.block(ahead)
+
+
+def _residual_layers(trial: Trial, builder: _Builder) -> Iterator[tuple[Layer, Layer]]:
+    """Both layers of each block of the 6n+2 networks: He et al. 2015, arXiv:1512.03385, s.4.2."""
+    blocks = (trial.depth - 2) // 6
+    for stage, width in enumerate(map(builder.scaled, RESNET_WIDTHS)):
+        for block in range(blocks):
+            yield Layer(width, stride=2 if stage > 0 and block == 0 else 1), Layer(width)
+
+
+def _densenet(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+    """Huang et al. 2017, arXiv:1608.06993, s.3 and 4.2, for small images."""
+    builder.width = shape[0]
+    growth = builder.scaled(trial.growth)
+    ahead, _ = split_program(trial.program)
+    body = trial.program.removesuffix("cat").strip()
+    if trial.bottleneck:  # the program runs twice per layer: 1x1 to 4k channels, then 3x3 to k
+        program, layers = f"{body} {body} cat", (Layer(4 * growth, kernel=1), Layer(growth))
+        compression = 0.5
+    else:
+        program, layers, compression = f"{body} cat", (Layer(growth),), 1.0
+    yield builder.bare_conv(Layer(2 * growth if trial.bottleneck else builder.scaled(16)))
+    for stage in range(3):
+        if stage > 0:
+            transition = Layer(math.floor(builder.width * compression), kernel=1)
+            yield builder.block(f"{ahead} conv", transition)
+            yield nn.AvgPool2d(2)
+        for _ in range((trial.depth - 4) // (3 * len(layers))):
+            yield builder.block(program, *layers)
+    yield builder.block(ahead)
+
+
+def initialize(network: Network, replicas: Sequence[Trial]) -> None:
+    """Draw every weight from a stream of its own, named by its layer, one replica at a time.
+
+    Kaiming normal, fan-out, ReLU gain, so that layers of equal shape start equal in every placement;
+    the head, whose output meets a softmax and no ReLU, has gain 1 and fan-in, so that the first
+    loss is near log(classes) at any width. Biases 0, scales 1, shifts 0, as torch leaves them.
+
+    Source:
+        He et al. 2015, arXiv:1502.01852, eq. 14.
+    """
+    for name, layer in network.layers():
+        weight_RKC = layer.weight.data.unflatten(0, (len(replicas), -1))
+        fan_in = weight_RKC[0, 0].numel()
+        fan_out = weight_RKC[0].numel() // fan_in * math.prod(weight_RKC.shape[3:])
+        std = math.sqrt(1 / fan_in) if layer is network.head else math.sqrt(2 / fan_out)
+        for weight, trial in zip(weight_RKC, replicas, strict=True):
+            generator = torch.Generator().manual_seed(derive_seed(trial.block_seed, "init", name))
+            weight.normal_(std=std, generator=generator)
+        if layer.bias is not None:
+            layer.bias.data.zero_()

@@ -1,0 +1,110 @@
+"""SGD with Nesterov momentum, weight decay on weights only, warm-up and cosine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from harness.study.trials import Trial
+from harness.training.networks import Network
+
+
+def make_optimizer(
+    network: nn.Module, trial: Trial, *, capturable: bool = False
+) -> torch.optim.SGD:
+    """SGD whose weight decay leaves batch norm and biases alone: they are the one-dimensional ones.
+
+    Where it is `capturable`, rate and momentum are tensors on the device from the start: a recorded
+    step would replay a number of Python's for ever.
+
+    Source:
+        Nesterov momentum as Sutskever et al. 2013; no decay of normalisation and biases as
+        He et al. 2019, arXiv:1812.01187, s.3.1.
+    """
+    parameters = list(network.parameters())
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim == 1]
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": trial.weight_decay}, {"params": others}],
+        lr=torch.tensor(trial.lr, device=parameters[0].device) if capturable else trial.lr,
+        momentum=trial.momentum,
+        nesterov=trial.momentum > 0,
+        foreach=not capturable,
+        fused=capturable,  # of torch's SGDs the one that reads its rate on the device
+    )
+    if capturable and trial.momentum > 0:
+        for parameter in parameters:  # from zero the first step is what it is from nothing
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next step use the learning rate `lr`; nothing waits for the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)  # in place: a recorded step reads it there
+        else:
+            group["lr"] = lr
+
+
+def make_schedule(trial: Trial, steps_per_epoch: int) -> list[float]:
+    """Learning rate of every step: linear warm-up to `trial.lr`, then a cosine to zero.
+
+    Source:
+        Warm-up: Goyal et al. 2017, arXiv:1706.02677, s.2.2. Cosine: Loshchilov & Hutter 2017,
+        arXiv:1608.03983, eq. 5, one period.
+    """
+    steps = trial.epochs * steps_per_epoch
+    warmup = min(round(trial.warmup_epochs * steps_per_epoch), steps)
+    rising = [trial.lr * (step + 1) / warmup for step in range(warmup)]
+    falling = [
+        trial.lr * 0.5 * (1 + math.cos(math.pi * step / (steps - warmup)))
+        for step in range(steps - warmup)
+    ]
+    return rising + falling
+
+
+@contextmanager
+def grafted_updates(network: Network, donor: Network) -> Iterator[None]:
+    """Give the optimizer step of `network` taken inside the sizes of the donor's, taken inside too.
+
+    Layer by layer and replica by replica the step keeps its direction, and its relative size
+    ||dW|| / ||W|| becomes the donor's. That ratio is all that the magnitude of a gradient can do to
+    a weight whose scale batch norm makes irrelevant; so two arms with one donor differ by the
+    directions of their gradients, and one arm with two donors by the gradients' sizes.
+
+    Limits: biases and batch norm's scale and shift keep their own steps; the donor's sizes are those
+    along its own path, not along this one.
+
+    Source:
+        Layer-wise grafting, Agarwal et al. 2020, arXiv:2002.11803, alg. 1; why the ratio is the
+        effective learning rate: van Laarhoven 2017, arXiv:1706.05350, s.3.
+    """
+    ours = [layer.weight for _, layer in network.layers()]
+    theirs = [layer.weight for _, layer in donor.layers()]
+    ours_before = [weight.detach().clone() for weight in ours]
+    theirs_before = [weight.detach().clone() for weight in theirs]
+    yield
+    with torch.no_grad():
+        for weight, before, other, other_before in zip(
+            ours, ours_before, theirs, theirs_before, strict=True
+        ):
+            step = weight - before
+            size_R1 = _size(step, network.replicas) / _size(before, network.replicas)
+            wanted_R1 = _size(other - other_before, donor.replicas) / _size(
+                other_before, donor.replicas
+            )
+            # Zeros of its own, because a number would be copied to the device, and waited for.
+            zero_R1 = torch.zeros_like(size_R1)
+            scale_R1 = torch.where(size_R1 > 0, wanted_R1 / size_R1, zero_R1)
+            scaled = step.unflatten(0, (network.replicas, -1)).flatten(1) * scale_R1
+            weight.copy_(before + scaled.view_as(step))
+
+
+def _size(weight: Tensor, replicas: int) -> Tensor:
+    """L2 norm of each replica's rows, (R, 1)."""
+    return weight.unflatten(0, (replicas, -1)).flatten(1).norm(dim=1, keepdim=True)

@@ -1,0 +1,250 @@
+"""Which trials travel together, and what the store says became of each start."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.cluster.shards import (
+    EXCEPTIONS,
+    LONGEST_SHARD,
+    MOST_SHARDS,
+    STARTS,
+    TIMEOUTS,
+    Partial,
+    Shard,
+    Standing,
+    cut_shards,
+    find_hopeless,
+    pack_trials,
+)
+from harness.results.store import LARGEST_PARTIAL, ORPHAN_AGE, PARTIAL_AGE, Store
+from harness.study.errors import DamagedFileError, StoreError
+from harness.study.records import FailureRow
+from harness.study.trials import Trial
+from harness.training.provenance import digest_code
+from tests.harness.conftest import make_rows, make_trial
+
+
+def make_failure(trial: Trial, attempt: int, kind: str, run: str = "now") -> FailureRow:
+    return FailureRow(
+        trial_id=trial.id,
+        trial=trial.label,
+        attempt=attempt,
+        run=run,
+        kind=kind,
+        message="",
+        traceback="",
+        failed_at=datetime(2026, 1, 1, tzinfo=UTC),
+        host="",
+        code_digest="",
+    )
+
+
+def standing_after(*failures: FailureRow, finished=()) -> Standing:
+    by_trial = {}
+    for row in failures:
+        by_trial.setdefault(row.trial_id, []).append(row)
+    return Standing(frozenset(trial.id for trial in finished), by_trial)
+
+
+class TestShards:
+    @given(st.lists(st.floats(0.01, 500), max_size=200), st.integers(1, 64))
+    def test_every_pack_travels_once_and_in_its_place(self, seconds, workers):
+        packs = list(range(len(seconds)))
+        shards = list(cut_shards(packs, seconds.__getitem__, workers))
+        assert [pack for shard in shards for pack in shard] == packs
+        assert all(shards)
+
+    @given(st.lists(st.floats(0.01, 500), min_size=1, max_size=200), st.integers(1, 64))
+    def test_a_shard_is_short_enough_to_lose(self, seconds, workers):
+        shards = cut_shards(range(len(seconds)), seconds.__getitem__, workers)
+        for shard in shards:
+            assert sum(seconds[pack] for pack in shard[:-1]) < LONGEST_SHARD
+
+    def test_shards_get_shorter_so_that_workers_end_together(self):
+        lengths = [len(shard) for shard in cut_shards(range(400), lambda _: 1.0, workers=2)]
+        assert lengths == sorted(lengths, reverse=True)
+        assert lengths[0] == 100
+        assert lengths[-1] <= 2
+
+    def test_each_pack_has_its_own_limit(self):
+        packs = tuple((make_trial(seed=seed),) for seed in range(3))
+        shard = Shard(packs, (1, 1, 1), (60.0, 70.0, 80.0))
+        assert [shard.limit(pack) for pack in packs] == [60.0, 70.0, 80.0]
+
+    def test_every_worker_gets_work_however_short_it_seems(self):
+        assert len(list(cut_shards(range(2_000), lambda _: 1e-6, workers=4))) >= 4
+
+    def test_tune_never_gets_more_trials_than_it_can_handle(self):
+        shards = list(cut_shards(range(50_000), lambda _: 100.0, workers=2))
+        assert len(shards) <= MOST_SHARDS + 20
+
+
+class TestStanding:
+    """What a worker finds to do when it takes up a shard."""
+
+    trial = make_trial()
+    shard = Shard(((trial,),), (1,), (60.0,))
+
+    def test_a_finished_trial_is_not_trained_again(self):
+        assert standing_after(finished=[self.trial]).open_packs(self.shard) == []
+
+    def test_a_trial_lost_with_its_worker_is_started_again_at_once(self):
+        standing = standing_after(make_failure(self.trial, 1, "worker lost"))
+        assert standing.open_packs(self.shard) == [((self.trial,), 2)]
+
+    def test_a_trial_that_raised_waits_for_new_workers(self):
+        standing = standing_after(make_failure(self.trial, 1, "exception"))
+        assert standing.open_packs(self.shard) == []
+        assert not standing.is_over((self.trial,))
+        assert standing.open_packs(replace(self.shard, attempts=(2,))) == [((self.trial,), 2)]
+
+    @pytest.mark.parametrize(
+        ("kind", "starts"),
+        [
+            ("worker lost", STARTS),
+            ("out of memory", STARTS),
+            ("exception", EXCEPTIONS),
+            ("timeout", TIMEOUTS),
+        ],
+    )
+    def test_a_trial_is_given_up_in_the_end(self, kind, starts):
+        rows = [make_failure(self.trial, attempt, kind) for attempt in range(1, starts + 1)]
+        assert not standing_after(*rows[:-1]).is_over((self.trial,))
+        assert standing_after(*rows).is_over((self.trial,))
+
+    def test_a_pack_is_trained_again_while_any_of_its_trials_lacks(self):
+        pack = (make_trial(pack_size=2), make_trial(pack_size=2, seed=1))
+        shard = Shard((pack,), (1,), (60.0,))
+        assert standing_after(finished=pack[:1]).open_packs(shard) == [(pack, 1)]
+        assert standing_after(finished=pack).open_packs(shard) == []
+
+    def test_failures_of_an_earlier_run_count_for_nothing(self, tmp_path):
+        store = Store(tmp_path)
+        for attempt in (1, 2, 3):
+            for run in ("before", "now-before"):
+                store.write_failure(make_failure(self.trial, attempt, "worker lost", run=run))
+        assert Standing.read(store, "now").open_packs(self.shard) == [((self.trial,), 1)]
+
+    def test_it_is_what_the_store_says(self, location):
+        done, failed, _ = trials = [make_trial(seed=seed) for seed in range(3)]
+        store = Store(location)
+        store.write_trial(make_rows(done))
+        store.write_failure(make_failure(failed, 1, "worker lost"))
+        whole = Standing.read(store, "now")
+        assert whole.finished == {done.id}
+        assert [row.kind for row in whole.failures[failed.id]] == ["worker lost"]
+        assert Standing.read(store, "now", [(trial,) for trial in trials]) == whole
+        assert Standing.read(store, "now", [(trials[2],)]) == Standing(frozenset(), {})
+
+    def test_whoever_takes_up_a_shard_looks_at_nothing_else(self, tmp_path):
+        """Else each of a thousand shards would read what a thousand others have left."""
+        store = Store(tmp_path)
+        store.write_failure(make_failure(make_trial(seed=1), 1, "exception"))
+        [of_another] = (tmp_path / "failures").iterdir()
+        of_another.write_bytes(b"whoever reads this raises")
+        with pytest.raises(DamagedFileError):
+            Standing.read(store, "now")
+        assert Standing.read(store, "now", [(self.trial,)]).open_packs(self.shard)
+
+    def test_a_folder_in_the_place_of_a_trial_is_named(self, tmp_path):
+        (tmp_path / f"trials/{self.trial.id}.parquet").mkdir(parents=True)
+        store = Store(tmp_path)
+        assert Standing.read(store, "now").open_packs(self.shard)
+        with pytest.raises(StoreError, match=f"{self.trial.id}.parquet: a folder stands where"):
+            store.write_trial(make_rows(self.trial))
+
+
+def test_packs_stand_in_the_order_of_their_first_trials():
+    trials = [make_trial(seed=seed, pack_size=size) for seed in range(4) for size in (1, 2)]
+    seeds = [tuple(trial.seed for trial in pack) for pack in pack_trials(trials)]
+    assert seeds == [(0,), (0, 1), (1,), (2,), (2, 3), (3,)]
+
+
+def test_only_exceptions_of_this_code_make_a_trial_hopeless():
+    here, elsewhere, lost = (make_trial(seed=seed) for seed in range(3))
+    rows = [
+        replace(make_failure(trial, attempt, kind), code_digest=digest)
+        for trial, kind, digest in (
+            (here, "exception", digest_code()),
+            (elsewhere, "exception", "of other code"),
+            (lost, "worker lost", digest_code()),
+        )
+        for attempt in range(1, EXCEPTIONS + 1)
+    ]
+    assert find_hopeless(rows) == {here.id}
+    assert find_hopeless(rows[: EXCEPTIONS - 1]) == frozenset()
+
+
+class TestPartial:
+    """What a training that was broken off has come to, beside the results and no part of them."""
+
+    trial = make_trial(epochs=200)
+    pack = (trial,)
+
+    def test_the_next_start_finds_what_was_written_last(self, location):
+        partial = Partial(Store(location), self.pack)
+        assert partial.read() is None
+        partial.write(b"epoch 10")
+        partial.write(b"epoch 20")
+        assert Partial(Store(location), self.pack).read() == b"epoch 20"
+        assert Partial(Store(location), (make_trial(seed=1),)).read() is None
+
+    def test_it_belongs_to_the_pack_whoever_of_it_is_asked_for(self, tmp_path):
+        first, second = (make_trial(pack_size=2, seed=seed) for seed in range(2))
+        Partial(Store(tmp_path), (first, second)).write(b"both")
+        assert Partial(Store(tmp_path), (second,)).read() == b"both"
+
+    def test_dropped_it_is_gone(self, location):
+        Partial(Store(location), self.pack).write(b"epoch 10")
+        partial = Partial(Store(location), self.pack)
+        partial.read()
+        partial.drop()
+        assert Partial(Store(location), self.pack).read() is None
+
+    def test_where_none_was_none_is_dropped(self, monkeypatch, tmp_path):
+        """On an object store it would be a request for each of ten thousand trials."""
+        monkeypatch.setattr(Store, "drop_partial", lambda *_: pytest.fail("asked"))
+        Partial(Store(tmp_path), self.pack).drop()
+
+    def test_a_worker_that_may_not_remove_it_goes_on(self, monkeypatch, tmp_path):
+        def refuse(*_):
+            raise StoreError("access denied")
+
+        monkeypatch.setattr(Store, "drop_partial", refuse)
+        partial = Partial(Store(tmp_path), self.pack)
+        partial.write(b"epoch 10")
+        partial.drop()
+
+    def test_results_are_whole_with_it(self, location):
+        store = Store(location)
+        store.write_trial(make_rows(make_trial(seed=1)))
+        Partial(store, self.pack).write(b"epoch 10")
+        assert store.find_damage() == []
+        assert store.finished_ids() == {make_trial(seed=1).id}
+
+    def test_a_sweep_removes_what_is_finished_or_forgotten(self, tmp_path):
+        store = Store(tmp_path)
+        finished, forgotten, recent = (make_trial(seed=seed) for seed in range(3))
+        now = time.time()
+        for trial, age in ((finished, 2 * ORPHAN_AGE), (forgotten, 2 * PARTIAL_AGE), (recent, 1e5)):
+            Partial(store, (trial,)).write(b"")
+            os.utime(tmp_path / f"partial/{trial.id}.pt", (now - age, now - age))
+        store.write_trial(make_rows(finished))
+        assert sorted(store.sweep()) == sorted(
+            f"partial/{trial.id}.pt" for trial in (finished, forgotten)
+        )
+
+    def test_a_file_larger_than_any_network_is_not_read(self, tmp_path):
+        partial = Partial(Store(tmp_path), self.pack)
+        partial.write(b"")
+        os.truncate(tmp_path / f"partial/{self.trial.id}.pt", LARGEST_PARTIAL + 1)
+        with pytest.raises(ValueError, match="more than a file of this store has"):
+            partial.read()

@@ -1,0 +1,120 @@
+"""Two runs in one folder: the second says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.results import lease
+from harness.results.lease import HEARTBEAT, STALE_AFTER, Lease
+from harness.results.store import Store
+from harness.study.errors import ActiveRunError, StoreError
+
+
+def claim(store: Store, run: str, **facts) -> None:
+    """A sign of life of a run on another machine."""
+    elsewhere = {"host": "elsewhere", "pid": 7, "machine": "another", "started": "2026-01-02"}
+    store.place.replace(f"active/{run}.json", json.dumps(elsewhere | facts).encode())
+
+
+def names(store: Store) -> list[str]:
+    return [file.name for file in store.place.list_files("active")]
+
+
+def test_a_second_run_says_which_one_is_going_on(location):
+    store = Store(location)
+    with Lease(store, "first"):
+        with pytest.raises(ActiveRunError) as error, Lease(store, "second"):
+            pytest.fail("entered")
+        assert names(store) == ["first.json"]
+    assert f"first on {platform.node()} (process {os.getpid()}) since 20" in str(error.value)
+    assert location in str(error.value)
+
+
+def test_a_second_run_may_join(location):
+    store = Store(location)
+    with Lease(store, "first"), Lease(store, "second", join=True):
+        assert names(store) == ["first.json", "second.json"]
+    assert names(store) == []
+
+
+def test_a_run_that_has_ended_is_in_nobodys_way(location):
+    with Lease(Store(location), "first"):
+        pass
+    with Lease(Store(location), "second"):
+        pass
+
+
+def test_a_run_elsewhere_is_dead_after_a_stated_silence(tmp_path):
+    store = Store(tmp_path)
+    claim(store, "first")
+    for silence, alive in ((STALE_AFTER - 10, True), (STALE_AFTER + 10, False)):
+        then = time.time() - silence
+        os.utime(tmp_path / "active/first.json", (then, then))
+        if alive:
+            with pytest.raises(ActiveRunError, match="elsewhere"), Lease(store, "second"):
+                pytest.fail("entered")
+        else:
+            with Lease(store, "second"):
+                assert names(store) == ["second.json"]
+
+
+def test_a_killed_run_on_this_machine_is_dead_at_once(tmp_path):
+    code = (
+        "import sys, time; from harness.results.store import Store; from harness.results.lease import Lease\n"
+        "with Lease(Store(sys.argv[1]), 'first'): print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as first:
+        assert first.stdout
+        assert first.stdout.readline() == b"in\n"
+        with pytest.raises(ActiveRunError), Lease(Store(tmp_path), "second"):
+            pytest.fail("entered")
+        first.kill()
+    with Lease(Store(tmp_path), "second"):
+        pass
+
+
+def test_a_long_run_gives_signs_of_life(location, monkeypatch):
+    assert HEARTBEAT * 3 < STALE_AFTER
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.05)
+    store = Store(location)
+    with Lease(store, "first") as held:
+        beats = []
+        monkeypatch.setattr(held, "renew", lambda: beats.append(1))
+        time.sleep(0.5)
+        assert len(beats) >= 3
+
+
+def test_a_sign_of_life_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
+
+    def refuse() -> None:
+        raise StoreError("the disk is full")
+
+    with Lease(Store(tmp_path), "first") as held:
+        monkeypatch.setattr(held, "renew", refuse)
+        time.sleep(0.1)
+        assert held._heart.is_alive()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"pid": "x"}', b"[" * 60_000, b" " * 2**20]
+)
+def test_a_claim_that_cannot_be_read_is_alive_until_it_is_stale(tmp_path, content):
+    store = Store(tmp_path)
+    store.place.replace("active/first.json", content)
+    with pytest.raises(ActiveRunError, match="first on"), Lease(store, "second"):
+        pytest.fail("entered")
+
+
+def test_a_claim_with_a_number_that_no_process_has_is_dead(tmp_path):
+    store = Store(tmp_path)
+    claim(store, "first", pid=2**40, machine=lease._machine())
+    with Lease(store, "second"):
+        assert names(store) == ["second.json"]
