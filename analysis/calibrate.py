@@ -9,34 +9,25 @@ Exit code 1 if a promise is not kept, 2 if there is nothing to simulate, 3 if th
 cannot be used.
 """
 
-# ruff: noqa: T201  this file speaks to the terminal
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import numpy as np
+from harness.study.terminal import Parser, say
 
-from analysis.judgement.outcomes import collect_outcomes
-from analysis.judgement.simulation import (
-    REFERENCE_SD,
-    REFERENCE_SEEDS,
-    Design,
-    Rate,
-    calibrate,
-    find_design,
-    make_reference_design,
-)
-from analysis.load import ResultsError, load_results
+if TYPE_CHECKING:
+    from analysis.judgement.simulation import Design, Rate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the rates of a design; the exit code says whether every promise is kept."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.calibrate",
-        description=(__doc__ or "").partition("\n")[0],
+        description="Find out how often the verdicts are wrong, on simulated grids whose truth is known.",
         epilog="Exit code: 0 every promise is kept, 1 one is not, 2 there is nothing to simulate, "
         "3 the results folder cannot be used.",
     )
@@ -47,26 +38,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seeds",
         type=_count,
-        help=f"per cell (default: those of RESULTS, or {REFERENCE_SEEDS} without)",
+        help="per cell (default: those of RESULTS, or of the reference design)",
     )
     parser.add_argument(
         "--sd",
         type=_points,
-        help="of the paired differences, in percentage points, where no RESULTS give it "
-        f"(default: {REFERENCE_SD})",
+        help="of the paired differences, in percentage points, without RESULTS (default: that of the "
+        "reference design)",
     )
     parser.add_argument("--rng", type=int, default=0, help="state of the generator (default: 0)")
     options = parser.parse_args(arguments)
+    # Not for --help: pandas and scipy take seconds.
+    import numpy as np  # noqa: PLC0415
+
+    from analysis.judgement.outcomes import collect_outcomes  # noqa: PLC0415
+    from analysis.judgement.simulation import (  # noqa: PLC0415
+        calibrate,
+        find_design,
+        make_reference_design,
+    )
+    from analysis.load import ResultsError, load_results  # noqa: PLC0415
+
     if options.results and options.sd is not None:
         parser.error("--sd is for the reference design; RESULTS have spreads of their own")
-    designs = [
-        make_reference_design(seeds=options.seeds or REFERENCE_SEEDS, sd=options.sd or REFERENCE_SD)
-    ]
+    given = {name: value for name in ("seeds", "sd") if (value := getattr(options, name))}
+    designs = [make_reference_design(**given)]
     if options.results:
         try:
             results = load_results(options.results)
         except ResultsError as error:
-            print(error, file=sys.stderr)
+            say(error, is_error=True)
             return 3
         found = (find_design(study, results.plan) for study in collect_outcomes(results))
         designs = [
@@ -74,13 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         if not designs:
             message = f"{options.results}: no cell has two pairs of after and before to go by"
-            print(message, file=sys.stderr)
+            say(message, is_error=True)
             return 2
     is_kept = True
-    for design in designs:
+    for number, design in enumerate(designs):
         rng = np.random.default_rng(options.rng)
         rates = calibrate(design, replicates=options.replicates, rng=rng)
-        print(_tabulate(design, rates), end="\n\n" if design is not designs[-1] else "\n")
+        say(("\n" if number else "") + _tabulate(design, rates))
         is_kept &= all(rate.is_kept for rate in rates)
     return 0 if is_kept else 1
 

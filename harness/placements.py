@@ -5,8 +5,6 @@ program. For torchvision's models that settles, from torchvision's own source, w
 batch norms: `python -m harness.placements torchvision` counts them all.
 """
 
-# ruff: noqa: T201  this file speaks to the terminal
-
 from __future__ import annotations
 
 import argparse
@@ -16,40 +14,32 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
-import torch
-from torch import fx
-
-from harness.study import zoo
+from harness.study.architectures import (
+    ARCHITECTURES,
+    MAX_DEPTH,
+    PREFIX,
+    explain_absence,
+    explain_stranger,
+    find_depth_mistake,
+)
 from harness.study.errors import HarnessError
-from harness.study.trials import MAX_DEPTH, PROGRAMS, Trial, find_depth_mistake
+from harness.study.terminal import Parser, say
+from harness.study.trials import PROGRAMS, Trial
 from harness.study.wording import did_you_mean
-from harness.training.graphs import block_of, load_model, operation, rewrite, skip_path, trace
-from harness.training.networks import build_network
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from harness.training.graphs import Adjacencies
 
 WIDTH = 80
 LABELS = 38  # columns of the blocks' names, at most
 
-_DEPTHS = {"mlp": 3, "vgg": 16, "plain": 20, "resnet": 20, "preresnet": 20, "densenet": 40}
-"""What is shown of our own where no depth is asked for."""
-
-_WITHOUT_NORM = tuple(f"{zoo.PREFIX}vgg{depth}" for depth in (11, 13, 16, 19))
-"""Shown beside the models of the zoo, because they are often taken to have batch norm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adjacencies:
-    """How many batch norms a network has, and how many of them stand next to what.
-
-    An addition reads a branch and a skip path; a batch norm on either counts.
-    """
-
-    norms: int
-    ahead_of_act: int  # BN > ReLU
-    behind_act: int  # ReLU > BN
-    ahead_of_join: int  # BN > + > ReLU
-    behind_pool: int  # ReLU > pool > BN
+_WITHOUT_NORM = tuple(f"{PREFIX}vgg{depth}" for depth in (11, 13, 16, 19))
+"""Shown beside torchvision's other models, because they are often taken to have batch norm."""
 
 
 _NAMES = ("BN", "BN>ReLU", "ReLU>BN", "BN>+>ReLU", "ReLU>pool>BN")
@@ -60,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         for line in _answer(options.architecture, options.placement, options.depth):
-            print(line)
+            say(line)
     except HarnessError as error:
-        print(f"harness.placements: {error}", file=sys.stderr)
+        say(f"harness.placements: {error}", is_error=True)
         return error.exit_code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.placements",
         description="The operations of each block in the order they run, and what stands next to "
         "each batch norm.",
@@ -94,34 +84,31 @@ def _answer(architecture: str | None, placement: str | None, depth: int | None) 
             yield from _list_architectures()
         case "torchvision":
             yield from _tabulate_torchvision()
-        case _ if architecture in PROGRAMS or architecture in zoo.PROGRAMS:
+        case _ if architecture in ARCHITECTURES:
             yield from _show(architecture, placement, depth)
-        case _ if architecture.removeprefix(zoo.PREFIX) in _models_of_torchvision():
+        case _ if architecture in _WITHOUT_NORM:
             yield from _show_stranger(architecture, placement)
         case _:
-            known = [*PROGRAMS, *zoo.PROGRAMS]
             raise HarnessError(
                 f"{architecture!r} is not an architecture: {', '.join(PROGRAMS)} or "
-                f"{zoo.PREFIX}MODEL{did_you_mean(architecture, known)}"
+                f"{PREFIX}MODEL{did_you_mean(architecture, list(ARCHITECTURES))}"
             )
 
 
-def _models_of_torchvision() -> list[str]:
-    from torchvision import models  # noqa: PLC0415 - our own networks are shown without it
-
-    return models.list_models(module=models)
-
-
 def _list_architectures() -> Iterator[str]:
-    for architecture, programs in {**PROGRAMS, **zoo.PROGRAMS}.items():
-        yield from _column(architecture, ", ".join(programs), 32)
+    for name, architecture in ARCHITECTURES.items():
+        placements = ", ".join(architecture.programs)
+        yield from _column(name, f"{placements}; depth: {architecture.depth_counts}", 23)
 
 
 def _tabulate_torchvision() -> Iterator[str]:
+    from harness.training.graphs import count_adjacencies, load_model, trace  # noqa: PLC0415 - torch: not for --help
+
     yield _row("torchvision/", _NAMES)
     total = [0] * len(_NAMES)
-    for architecture in (*_WITHOUT_NORM, *zoo.PROGRAMS):
-        name = architecture.removeprefix(zoo.PREFIX)
+    rewritten = [name for name in ARCHITECTURES if name not in PROGRAMS]
+    for architecture in (*_WITHOUT_NORM, *rewritten):
+        name = architecture.removeprefix(PREFIX)
         counts = _values(count_adjacencies(trace(load_model(name)).graph))
         total = [sum(pair) for pair in zip(total, counts, strict=True)]
         yield _row(name, counts)
@@ -136,17 +123,15 @@ def _row(name: str, cells: Sequence[object]) -> str:
 
 
 def _show(architecture: str, placement: str | None, depth: int | None) -> Iterator[str]:
-    programs = PROGRAMS[architecture] if architecture in PROGRAMS else zoo.PROGRAMS[architecture]
+    programs = ARCHITECTURES[architecture].programs
     if placement is not None and placement not in programs:
-        absence = (
-            zoo.explain_absence(architecture, placement) if architecture in zoo.PROGRAMS else ""
-        )
+        absence = explain_absence(architecture, placement)
         raise HarnessError(
             f"{placement!r} is not a placement of {architecture}: {', '.join(programs)}"
             + (f"; {absence}" if absence else did_you_mean(placement, list(programs)))
         )
     if depth is None:
-        depth = zoo.DEPTHS[architecture] if architecture in zoo.DEPTHS else _DEPTHS[architecture]
+        depth = ARCHITECTURES[architecture].shown_depth
     if depth > MAX_DEPTH:
         raise HarnessError(f"a depth of {depth:,} is beyond {MAX_DEPTH:,}, where a grid ends too")
     allowed = find_depth_mistake(architecture, depth)
@@ -158,28 +143,32 @@ def _show(architecture: str, placement: str | None, depth: int | None) -> Iterat
         graph = _graph_of(architecture, name, programs[name], depth)
         yield from _describe(graph)
         yield ""
-    if placement is None and architecture in zoo.PROGRAMS:
-        for name in ("after", "after-relu", "after-add"):
-            if name not in programs:
-                yield from textwrap.wrap(
-                    f"{name} is not defined: {zoo.explain_absence(architecture, name)}", WIDTH
-                )
+    for name in ("after-relu", "after-add") if placement is None else ():
+        if name not in programs and (absence := explain_absence(architecture, name)):
+            yield from textwrap.wrap(f"{name} is not defined: {absence}", WIDTH)
 
 
 def _show_stranger(architecture: str, placement: str | None) -> Iterator[str]:
-    reason = zoo.explain_stranger(architecture)
+    from harness.training.graphs import load_model, trace  # noqa: PLC0415 - torch: not for --help
+
+    reason = explain_stranger(architecture)
     if placement is not None:
         raise HarnessError(f"{reason}: no placement is defined")
     yield f"{architecture}, as torchvision has it"
     yield ""
-    yield from _describe(trace(load_model(architecture.removeprefix(zoo.PREFIX))).graph)
+    yield from _describe(trace(load_model(architecture.removeprefix(PREFIX))).graph)
     yield ""
     yield from textwrap.wrap(f"No placement is defined: {reason}.", WIDTH)
 
 
 def _graph_of(architecture: str, placement: str, program: str, depth: int) -> fx.Graph:
-    if architecture in zoo.PROGRAMS:
-        return rewrite(load_model(architecture.removeprefix(zoo.PREFIX)), program).graph
+    import torch  # noqa: PLC0415 - as above
+
+    from harness.training.graphs import load_model, rewrite, trace  # noqa: PLC0415 - as above
+    from harness.training.networks import build_network  # noqa: PLC0415 - as above
+
+    if architecture.startswith(PREFIX):
+        return rewrite(load_model(architecture.removeprefix(PREFIX)), program).graph
     trial = Trial(
         architecture=architecture, placement=placement, program=program, depth=depth, seed=0
     )
@@ -188,6 +177,8 @@ def _graph_of(architecture: str, placement: str, program: str, depth: int) -> fx
 
 
 def _describe(graph: fx.Graph) -> Iterator[str]:
+    from harness.training.graphs import count_adjacencies, read_blocks  # noqa: PLC0415 - torch: not for --help
+
     blocks = list(_merge(read_blocks(graph)))
     width = min(LABELS, max(len(label) for label in (*_NAMES, *dict(blocks))))
     for label, operations in blocks:
@@ -195,51 +186,6 @@ def _describe(graph: fx.Graph) -> Iterator[str]:
     yield ""
     for name, count in zip(_NAMES, _values(count_adjacencies(graph)), strict=True):
         yield f"  {name:{width}}  {count}"
-
-
-def read_blocks(graph: fx.Graph) -> Iterator[tuple[str, str]]:
-    """Yield the name and the operations of each block; in brackets what runs on a skip path."""
-    named = [node for node in graph.nodes if operation(node)]
-    skipped = {node for add in named if operation(add) == "+" for node in skip_path(add)}
-    for block, nodes in itertools.groupby(named, block_of):
-        words: list[str] = []
-        for on_skip, part in itertools.groupby(nodes, skipped.__contains__):
-            text = " ".join(map(operation, part))
-            words.append(f"({text})" if on_skip else text)
-        yield block, " ".join(words)
-
-
-def count_adjacencies(graph: fx.Graph) -> Adjacencies:
-    """Count the batch norms of `graph`, and those next to a ReLU, an addition or a pool."""
-    norms: set[fx.Node] = set()
-    ahead_of_act: set[fx.Node] = set()
-    behind_act: set[fx.Node] = set()
-    ahead_of_join: set[fx.Node] = set()
-    behind_pool: set[fx.Node] = set()
-    for node in graph.nodes:
-        for source in _sources(node):
-            match operation(source), operation(node):
-                case "norm", "act":
-                    ahead_of_act.add(source)
-                case "act", "norm":
-                    behind_act.add(node)
-                case "+", "act":
-                    ahead_of_join |= {
-                        term for term in _sources(source) if operation(term) == "norm"
-                    }
-                case "pool", "norm" if any(operation(past) == "act" for past in _sources(source)):
-                    behind_pool.add(node)
-        if operation(node) == "norm":
-            norms.add(node)
-    return Adjacencies(*map(len, (norms, ahead_of_act, behind_act, ahead_of_join, behind_pool)))
-
-
-def _sources(node: fx.Node) -> Iterator[fx.Node]:
-    """The operations whose output a node reads, past what only moves data or concatenates one."""
-    for source in node.all_input_nodes:
-        while len(inputs := source.all_input_nodes) == 1 and operation(source) in {"", "cat"}:
-            source = inputs[0]  # noqa: PLW2901 - walks back
-        yield source
 
 
 def _merge(blocks: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a display in a terminal, a line now and then elsewhere."""
+"""What a run shows: a live display in a terminal, a line now and then in logs and pipes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ from harness.study.wording import format_count, format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.cluster.fanout import Finish
     from harness.cluster.forecast import Forecast
+    from harness.cluster.request import Finish
     from harness.study.trials import Trial
 
 FIRST_LINE_AFTER = 10.0
-"""Seconds; later lines come at growing intervals, a twentieth of the time gone by."""
-
+"""Seconds; later lines come at growing intervals, a twentieth of the time elapsed."""
 
 NO_WORKER_AFTER = 120.0
-"""Seconds without a worker at work after which the display says how to find out why."""
+"""Seconds without a busy worker after which the display says how to find out why."""
 
-PRICING_SHARE = 0.02
-"""Of the driver's time, for saying how long it will take."""
+ESTIMATING_SHARE = 0.02
+"""Share of the driver's time spent on estimating the time left."""
 
 
 class Progress:
-    """Counts what the fan-out reports and says how far the run is; shows nothing itself."""
+    """Counts what the fan-out reports and describes how far the run is; shows nothing itself."""
 
     def __init__(self, trials: Sequence[Trial], forecast: Forecast) -> None:
         self._trials = {trial.id: trial for trial in trials}
@@ -48,7 +47,7 @@ class Progress:
         self._running = 0
         self._idle_since = math.inf
         self._seconds_left = math.inf
-        self._price_again_at = -math.inf
+        self._estimate_again_at = -math.inf
         self._stopping = False
 
     def note_waiting(self, nodes: int, wanted: int) -> None:
@@ -87,11 +86,11 @@ class Progress:
         counts = Counter(self._status.values())
         parts = [f"{self.finished} of {len(self._trials)}"]
         if self._stopping:
-            parts.append("stopping (Ctrl-C again: at once)")
+            parts.append("stopping (Ctrl-C again stops at once)")
         elif not self._workers:
             parts.append(self._waiting or "starting Ray")
         elif self._lacks_workers:
-            parts.append("no worker; --check-cluster says why")
+            parts.append("no worker is running; --check-cluster says why")
         elif not self._running and not self.finished:
             parts.append(f"starting {format_count(self._workers, 'worker')}")
         else:
@@ -107,19 +106,19 @@ class Progress:
 
     def _estimate_time_left(self) -> float:
         begun = time.monotonic()
-        if begun >= self._price_again_at:
+        if begun >= self._estimate_again_at:
             left = [trial for trial in self._trials.values() if trial.id not in self._status]
             self._seconds_left = self._forecast.wall_time(
                 left, max(1, self._workers), warm=bool(self._status)
             )
-            # All of a large grid takes a while: no more than a share of the driver's time.
+            # A large grid takes seconds to estimate: limit that to a share of the driver's time.
             now = time.monotonic()
-            self._price_again_at = now + max(1.0, (now - begun) / PRICING_SHARE)
+            self._estimate_again_at = now + max(1.0, (now - begun) / ESTIMATING_SHARE)
         return self._seconds_left
 
 
 class LineProgress(Progress):
-    """For logs and pipes: a line now and then; with `verbose`, one for each finished trial."""
+    """For logs and pipes: a line now and then; with `verbose`, one per finished trial."""
 
     def __init__(
         self,
@@ -134,44 +133,44 @@ class LineProgress(Progress):
         self._out = out
         self._name = name
         self._verbose = verbose
-        self._begun = self._said_at = time.monotonic()
+        self._begun = self._printed_at = time.monotonic()
         self._has_complained = False
 
     def note_waiting(self, nodes: int, wanted: int) -> None:
         before = self._waiting
         super().note_waiting(nodes, wanted)
         if self._waiting != before:
-            self._say(f"{self._name}: {self.describe()}")
+            self._print(f"{self._name}: {self.describe()}")
 
     def count_workers(self, workers: int) -> None:
         super().count_workers(workers)
-        self._say(f"{self._name}: {self.describe()}")
+        self._print(f"{self._name}: {self.describe()}")
 
     def note_running(self, workers: int) -> None:
         super().note_running(workers)
         if self._lacks_workers and not self._has_complained:
-            self._say(f"{self._name}: {self.describe()}")
+            self._print(f"{self._name}: {self.describe()}")
         self._has_complained = self._lacks_workers
 
     def note_finish(self, finish: Finish) -> None:
         super().note_finish(finish)
         if self._verbose:
-            self._say(say_finish(self._trials[finish.trial_id], finish))
+            self._print(format_finish(self._trials[finish.trial_id], finish))
         now = time.monotonic()
-        if now - self._said_at >= max(FIRST_LINE_AFTER, (now - self._begun) / 20):
-            self._said_at = now
-            self._say(f"{self._name}: {self.describe()}")
+        if now - self._printed_at >= max(FIRST_LINE_AFTER, (now - self._begun) / 20):
+            self._printed_at = now
+            self._print(f"{self._name}: {self.describe()}")
 
     def note_stop(self) -> None:
         super().note_stop()
-        self._say(f"{self._name}: {self.describe()}")
+        self._print(f"{self._name}: {self.describe()}")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)
 
 
 class LiveProgress(Progress):
-    """For a terminal: a bar, the counts, and the trials that finished last."""
+    """For a terminal: a bar, the counts, and the latest finished trials."""
 
     def __init__(
         self,
@@ -187,15 +186,15 @@ class LiveProgress(Progress):
         self._name = name
         self._verbose = verbose
         self._spinner = Spinner("dots")
-        self._last: deque[Finish] = deque(maxlen=3)
+        self._latest: deque[Finish] = deque(maxlen=3)
 
     def note_finish(self, finish: Finish) -> None:
         super().note_finish(finish)
         if self._verbose:
-            line = say_finish(self._trials[finish.trial_id], finish)
+            line = format_finish(self._trials[finish.trial_id], finish)
             self._console.print(line, markup=False)
         else:
-            self._last.append(finish)
+            self._latest.append(finish)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -204,7 +203,7 @@ class LiveProgress(Progress):
             console=self._console,
             refresh_per_second=4,
             transient=True,
-            redirect_stdout=False,  # the fan-out keeps what Ray prints
+            redirect_stdout=False,  # the fan-out captures what Ray prints
             redirect_stderr=False,
         ):
             yield
@@ -213,20 +212,20 @@ class LiveProgress(Progress):
         headline = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=len(self._trials), completed=self.finished, width=24)
         headline.add_row(self._spinner, Text(self._name), bar, Text(self.describe()))
-        last = (say_finish(self._trials[finish.trial_id], finish) for finish in self._last)
-        return Group(headline, *(Text(f"  {line}") for line in last))
+        latest = (format_finish(self._trials[finish.trial_id], finish) for finish in self._latest)
+        return Group(headline, *(Text(f"  {line}") for line in latest))
 
 
-def say_finish(trial: Trial, finish: Finish) -> str:
-    """A finished trial in a line.
+def format_finish(trial: Trial, finish: Finish) -> str:
+    """A finished trial on one line.
 
-    >>> from harness.cluster.fanout import Finish
+    >>> from harness.cluster.request import Finish
     >>> from harness.study.trials import Trial
     >>> trial = Trial(dataset="digits", architecture="mlp", placement="after", depth=4, seed=1,
     ...     program="linear act norm")
-    >>> say_finish(trial, Finish(trial.id, "done", 0.9713, 1.25))
+    >>> format_finish(trial, Finish(trial.id, "done", 0.9713, 1.25))
     'digits mlp-4 after seed 1: 97.1 % in 1.2 s'
-    >>> say_finish(trial, Finish(trial.id, "failed", float("nan"), float("nan")))
+    >>> format_finish(trial, Finish(trial.id, "failed"))
     'digits mlp-4 after seed 1: failed'
     """
     if math.isnan(finish.test_accuracy):

@@ -1,37 +1,35 @@
 """python -m harness.replay RESULTS TRIAL: train a stored trial again, here, and compare every row.
 
-Without Ray, in this process, with the thread count of the trial; nothing is written. On one kind of
-device with one version of torch the rows must be equal bit for bit, times and places aside.
+Runs without Ray, in this process, with the trial's thread count, and writes nothing. On the same
+kind of device and version of torch the rows must match bit for bit, except timings and provenance.
 """
 
-# ruff: noqa: T201  this file speaks to the terminal
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import torch
-
-from harness.results.store import TABLES, Store
-from harness.results.tables import find_differing_columns, to_rows, to_table
 from harness.study.errors import HarnessError, StoreError
-from harness.study.records import EpochRow, GradientRow, Settings, TrialRow, TrialRows
+from harness.study.records import TrialRow, TrialRows, settings_of
+from harness.study.terminal import Parser, say
 from harness.study.trials import TRAINING_VERSION, Trial
 from harness.study.wording import format_count, format_duration
-from harness.training.images import load_images
-from harness.training.train import prepare_worker, train_pack
 
-Tables = Mapping[str, pa.Table]
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from harness.results import Store
+
+    Tables = Mapping[str, pa.Table]
 
 EQUAL, DIFFERENT = 0, 1
 
 _KEYS = {"epochs": ("epoch",), "gradients": ("step", "layer"), "trials": ()}
-"""What names a row within its trial."""
+"""The columns that identify a row within its trial."""
 
 _CAUSES = {
     "code_digest": "other training code",
@@ -41,12 +39,12 @@ _CAUSES = {
     "cuda": "another version of CUDA",
     "deterministic": "other determinism flags",
 }
-"""Provenance that explains unequal rows, the likeliest first."""
+"""Provenance that may explain unequal rows, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first value, in the order of training, that did not come again."""
+    """The first value, in the order of training, that was not reproduced."""
 
     table: str
     row: str
@@ -65,6 +63,8 @@ def find_stored(store: Store, prefix: str) -> Tables:
     Raises:
         StoreError: no finished trial has such an id, several have, or a file is damaged.
     """
+    from harness.results import select_trials  # noqa: PLC0415  pyarrow: not for --help
+
     stems = store.locate_trials()
     if not stems:
         raise StoreError(f"{store.location}: no finished trials there")
@@ -78,30 +78,31 @@ def find_stored(store: Store, prefix: str) -> Tables:
         raise StoreError(
             f"{store.location}: {len(found)} ids begin with {prefix!r}: {some}; give more of it"
         )
-    is_wanted = pc.field("trial_id") == found[0]
-    tables = store.read_tables(stems[found[0]])
-    return {name: table.filter(is_wanted) for name, table in tables.items()}
+    return select_trials(store.read_tables(stems[found[0]]), found)
 
 
 def train_again(trial: Trial, device: torch.device) -> TrialRows:
     """The rows of the trial, trained in this process.
 
     Raises:
-        DataError: its data set is not here.
+        DataError: its data set is missing on this machine.
     """
+    from harness.training.images import load_images  # noqa: PLC0415  torch: not for --help
+    from harness.training.train import prepare_worker, train_pack  # noqa: PLC0415  the same
+
     prepare_worker(trial.threads)
     [rows] = train_pack([trial], load_images(trial.dataset, fetch=True), device=device)
     return rows
 
 
 def find_first_difference(stored: Tables, replayed: Tables) -> Difference | None:
-    """Where the two first part, in the order of training; None where they are equal."""
+    """The first difference, in the order of training; None if the two are equal."""
     readings = sorted(_list_differences(stored, replayed), key=lambda found: found[0])
     return readings[0][1] if readings else None
 
 
 def list_likely_causes(stored: TrialRow, replayed: TrialRow) -> Iterator[str]:
-    """What is not as it was when the trial was trained: 'another version of torch: 2.11, now 2.15'."""
+    """What has changed since the trial was trained: 'another version of torch: 2.11, now 2.15'."""
     for column, cause in _CAUSES.items():
         then, now = getattr(stored, column), getattr(replayed, column)
         if then != now:
@@ -110,7 +111,7 @@ def list_likely_causes(stored: TrialRow, replayed: TrialRow) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.replay",
         description="Train a stored trial again, here, without Ray, and compare it row for row.",
         allow_abbrev=False,
@@ -122,17 +123,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--device", choices=("cpu", "cuda"), help="default: the kind it was trained on"
     )
     options = parser.parse_args(arguments)
+    from harness.results import Store  # noqa: PLC0415  pyarrow: not for --help
+
     try:
         return _replay(Store(options.results), options.trial, options.device)
     except HarnessError as error:
-        print(f"harness.replay: {error}", file=sys.stderr)
+        say(f"harness.replay: {error}", is_error=True)
         return error.exit_code
 
 
 def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
+    import torch  # noqa: PLC0415  not for --help
+
+    from harness.results import to_rows, to_tables  # noqa: PLC0415  pyarrow: the same
+
     stored = find_stored(store, prefix)
     [row] = to_rows(stored["trials"], TrialRow)
-    trial = Trial(**{field.name: getattr(row, field.name) for field in fields(Settings)})
+    trial = Trial(**settings_of(row))
     if row.training_version != TRAINING_VERSION:
         raise StoreError(
             f"{row.trial_id} was trained under training version {row.training_version}; this code "
@@ -145,15 +152,11 @@ def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
             f"{row.trial_id} was trained on a GPU and there is none here; --device cpu compares all "
             "the same, but another kind of device gives other sums"
         )
-    print(f"{trial.label} ({trial.id}), trained in {format_duration(row.wall_time)} on {row.host}")
+    say(f"{trial.label} ({trial.id}), trained in {format_duration(row.wall_time)} on {row.host}")
     begun = time.monotonic()
     rows = train_again(trial, torch.device(kind))
     took = format_duration(time.monotonic() - begun)
-    replayed = {
-        "trials": to_table([rows.trial], TrialRow),
-        "epochs": to_table(rows.epochs, EpochRow),
-        "gradients": to_table(rows.gradients, GradientRow),
-    }
+    replayed = to_tables(rows)
     causes = list(list_likely_causes(row, rows.trial))
     difference = find_first_difference(stored, replayed)
     if difference is None:
@@ -161,27 +164,29 @@ def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
             format_count(len(replayed[name]), what)
             for name, what in (("epochs", "epoch"), ("gradients", "gradient"))
         )
-        print(f"equal: {counts}, and the trial's own row, bit for bit, replayed in {took}")
+        say(f"equal: {counts}, and the trial's own row, bit for bit, replayed in {took}")
         for cause in causes:
-            print(f"  although under {cause}")
+            say(f"  although under {cause}")
         return EQUAL
-    print(f"different: {difference}")
+    say(f"different: {difference}")
     for cause in causes:
-        print(f"  likely cause: {cause}")
+        say(f"  likely cause: {cause}")
     if not causes:
-        print("  code, device and torch are the same: this should not be")
+        say("  code, device and torch are the same: this should not be")
     return DIFFERENT
 
 
 def _list_differences(stored: Tables, replayed: Tables) -> Iterator[tuple[float, Difference]]:
-    """The first difference of each table, with the steps taken by then."""
+    """Yield the first difference of each table with the number of steps taken by then."""
+    from harness.results import TABLES, find_differing_columns  # noqa: PLC0415  pyarrow
+
     for name in TABLES:
         columns = find_differing_columns(stored[name], replayed[name])
         if not columns:
             continue
         pairs = zip(stored[name].to_pylist(), replayed[name].to_pylist(), strict=False)
         for old, new in pairs:
-            # As text: NaN is equal to itself, and so is every other value that is.
+            # Compared as text, so that NaN equals NaN; equal values have equal text.
             unequal = [column for column in columns if repr(old[column]) != repr(new[column])]
             if unequal:
                 row = " ".join(f"{key} {old[key]}" for key in _KEYS[name])

@@ -1,67 +1,44 @@
-"""python -m harness.run GRID: plan, train what is missing, show progress, say what came of it.
+"""python -m harness.run GRID: plan, train what is missing, show progress, report the outcome.
 
-Nothing heavy is imported until it is needed, so that --help and a mistake in the grid answer at
-once: Ray with the fan-out, torch only in its workers.
+Heavy modules are imported where they are needed, so that --help and a mistake in the grid answer at
+once: Ray with the fan-out, torch in its workers alone.
 """
 
-# ruff: noqa: T201  this file speaks to the terminal
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import math
 import re
 import secrets
 import shlex
 import signal
-import statistics
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from harness.cluster.forecast import Forecast, count_cpus, guess_bytes
-from harness.cluster.packing import settle_packs, time_packs
-from harness.cluster.shards import find_hopeless
+from harness.cluster.machine import refuse_unfit_machine
+from harness.cluster.request import Request, refuse_caches_of_ray
+from harness.plan import Options, Outlook, describe_plan
 from harness.progress import LineProgress, LiveProgress, Progress
-from harness.results.tally import Tally
 from harness.study.errors import GridError, HarnessError, StoreError
-from harness.study.records import ChoiceRow, Settings, TrialRow
+from harness.study.terminal import Parser, say
 from harness.study.trials import Trial
-from harness.study.tuning import apply_choices, choose, expand_tuning
-from harness.study.wording import format_count, format_duration, format_size
+from harness.study.wording import clip, format_count, format_duration
 from harness.training.provenance import digest_code
 
 if TYPE_CHECKING:
-    from harness.cluster.fanout import Request
-    from harness.results.store import Store
+    from harness.results import Snapshot, Store, Tally
     from harness.study.grid import Grid
 
-RUN_SD = {"digits": 1.0}
-USUAL_RUN_SD = 0.2
-"""Standard deviation of test accuracy from seed to seed, in percentage points, assumed ahead of any
-row: as of full CIFAR-10 recipes; more where the test part has a few hundred images."""
-
 NAMED_FAILURES = 10
-"""Failures that the end of a run spells out; the rest is counted."""
-
-NAMED_VALUES = 20
-"""Values of a setting that a wrong --only is told; the rest goes without saying."""
-
-MOST_CHECKED = 2_000
-"""Finished trials whose every file is read ahead of a run: 4 ms each on a disk, and three requests
-each to a bucket. Of more only their own rows are read; compaction makes few files of many."""
-
-CLUSTER_FILE = Path("cluster.yaml")
-"""Whose machines a plan is priced for, where the current folder has it."""
+"""Failures that the end of a run lists; the rest is counted."""
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 NOT_READY = 1
@@ -75,39 +52,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options, command)
     except GridError as error:  # each line names file and line, ready to click
-        print(error, file=sys.stderr)
+        say(error, is_error=True)
         return error.exit_code
     except HarnessError as error:
-        print(f"harness.run: {error}", file=sys.stderr)
+        say(f"harness.run: {error}", is_error=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"\nstopped at once; finished trials are kept. To go on: {command}", file=sys.stderr)
+        say(f"\nstopped at once; finished trials are kept. To resume: {command}", is_error=True)
         return INTERRUPTED
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def _parse(arguments: Sequence[str]) -> Options:
+    parser = Parser(
         prog="python -m harness.run",
-        description="Train what a grid lacks and keep it as Parquet. Running it again goes on "
-        "where it stopped, and does nothing when all is done.",
+        description="Train the missing trials of a grid and store the results as Parquet. Running the "
+        "same command again resumes where it stopped, and does nothing when everything is done.",
         allow_abbrev=False,  # what is short for one option today may be short for two tomorrow
-        epilog="Exit codes: 0 all done, 1 some trials failed or are missing or a node is not ready, 2 the grid, a data set "
-        "or the cluster cannot be used, 3 the results folder cannot be used, 130 interrupted.",
+        epilog="Exit codes: 0 all done, 1 some trials failed or a node is not ready, 2 the grid, a "
+        "data set or the cluster cannot be used, 3 the results folder cannot be used, "
+        "4 Ray was lost under the run (give the command again), 130 interrupted.",
     )
     add = parser.add_argument
-    add("grid", metavar="GRID", type=_grid, help="YAML file, as in grids/")
+    add(
+        "grid",
+        metavar="GRID",
+        type=_grid,
+        help="YAML file, as in grids/; --settings lists what it may contain",
+    )
     add(
         "overrides",
         metavar="key=value",
         nargs="*",
         default=[],  # else argparse calls it required
-        help="replaces a default of the grid, a margin or a choice of its analysis: epochs=2 "
-        "depth=[8,14] margins.accuracy_points=1 analysis.looks=2; what a product sets itself stays",
+        help="replaces a default, a margin or an analysis option of the grid: epochs=2 depth=[8,14] "
+        "margins.accuracy_points=1 analysis.looks=2; values set inside a product win over these",
+    )
+    add(
+        "--settings",
+        action=_PrintSettings,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print every setting of a grid: default, allowed values, meaning, example",
     )
     add(
         "--dry-run",
         action="store_true",
-        help="print the plan: trials, time, disk, money, what the seeds can detect; touches nothing",
+        help="print the plan: trials, time, disk, money, what the seeds can detect; changes nothing",
     )
     add(
         "--price",
@@ -115,99 +105,106 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=_price,
         action="append",
         default=[],
-        help="what an hour costs in the plan, by node type of ./cluster.yaml or instance type: spot=0.30",
+        help="price of an hour, for the plan, of a node type of ./cluster.yaml or an instance type: "
+        "spot=0.30",
     )
     add(
         "--check-cluster",
         action="store_true",
-        help="ask every node that is up: versions, code, devices, storage, data, clock; trains "
-        "nothing, exits with 1 if something is off",
+        help="check the versions of every node that is up, and start a worker there that tries "
+        "device, storage and data; trains nothing, exits with 1 if something is wrong",
     )
     add(
         "--results",
         metavar="DIR",
-        help="folder of this grid's rows, or s3://bucket/prefix (default: results/<name of the grid>)",
+        help="where to store the rows: a folder or s3://bucket/prefix (default: results/NAME_OF_THE_GRID)",
     )
     add(
         "--seeds-per-trial",
-        metavar="N|auto",
-        type=_seeds_per_trial,
-        help="train N seeds of a cell at a time, as one network (short for pack_size=N); auto times "
-        "a few steps of each network and takes what is fastest; a folder keeps what it began with",
+        metavar="N",
+        type=_count,
+        help="train N seeds of a cell together, as one grouped network (short for pack_size=N). "
+        "Speed on one CPU core with N=5, measured: mlp 3 times as fast, CNNs on 8x8 pixels 2.2, on "
+        "28x28 at width 0.5 1.25, at width 1 0.76 times",
     )
-    add("--seeds", help="replaces the grid's: a count as in 5, or a list as in 0,1,2 or 0-9")
+    add("--seeds", help="replaces the grid's seeds: a count, 5, or a list, 0,1,2 or 0-9")
     add(
         "--only",
         metavar="key=value",
         action="append",
         default=[],
-        help="train only these: --only depth=8,14 --only placement=before; several values of one "
-        "key are alternatives",
+        help="train only matching trials: --only depth=8,14 --only placement=before; several values "
+        "of one key are alternatives",
     )
-    add("--limit", metavar="N", type=_count, help="train at most N trials, the first missing")
+    add("--limit", metavar="N", type=_count, help="train at most N of the missing trials")
     add(
         "--retry-failed",
         action="store_true",
-        help="train again what has raised an exception twice with this same code, and would "
-        "therefore be left alone (trials lost with a worker, or for lack of memory, always are)",
+        help="also retry trials that raised an exception twice with this same code (those that lost "
+        "their worker or ran out of memory are always retried)",
     )
     add(
         "--repair",
         action="store_true",
-        help="set damaged and foreign files of the results aside and train their trials again",
+        help="move damaged and foreign files of the results folder aside and train their trials again",
     )
     add(
         "--accept-other-code",
         action="store_true",
-        help="go on although finished trials come from another version of the training code",
+        help="continue even if finished trials come from another version of the training code",
     )
     add(
         "--address",
         type=_address,
         default="local",
-        help="the Ray cluster: auto where this runs on it, or host:port (default: a Ray of its own)",
+        help="the Ray cluster: auto on one of its machines, else host:port (default: start Ray here)",
     )
     add(
         "--cpus-per-trial",
         metavar="X",
         type=_amount,
-        help="default: the trials' setting `threads`",
+        help="CPUs reserved for a trial (default: the setting `threads`)",
     )
     add(
         "--gpus-per-trial",
         metavar="X",
         type=_gpus,
-        help="a share as 0.25 puts 4 trials on a GPU; 0 trains on CPUs (default: 1 if there are any)",
-    )
-    add(
-        "--pin-device-type",
-        action="store_true",
-        help="train all arms of a network on one type of GPU, where the cluster has several",
+        help="0.25 puts 4 trials on a GPU; 0 trains on CPUs (default: 1 if there is a GPU)",
     )
     add(
         "--wait-for-nodes",
         metavar="N",
         type=_count,
         default=1,
-        help="begin once N nodes of the cluster are up; those that come later are used as well",
+        help="start once N nodes of the cluster are up; nodes that join later are used too",
     )
     add(
         "--trial-timeout",
         metavar="SECONDS",
         type=_amount,
-        help="stop a trial that takes longer, and try it once more (default: 20 minutes, and 10 "
-        "times what its cell has taken so far, or 50 times what the size of its network suggests)",
+        help="stop a trial that takes longer, and retry it once (default: 20 minutes, plus 10 times "
+        "the slowest trial of its cell, or 50 times the forecast where there is none yet)",
     )
-    add("--max-concurrent", metavar="N", type=_count, help="trains at most N at a time")
+    add("--max-concurrent", metavar="N", type=_count, help="train at most N trials at a time")
     add(
         "--join",
         action="store_true",
-        help="work beside another run that is going on in the results folder",
+        help="work beside another run that is using the same results folder",
     )
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-v", "--verbose", action="store_true", help="a line for every trial")
-    loudness.add_argument("-q", "--quiet", action="store_true", help="nothing but what went wrong")
-    return parser.parse_intermixed_args(arguments)
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    return Options(**vars(parser.parse_intermixed_args(arguments)))
+
+
+class _PrintSettings(argparse.Action):
+    """As --help: prints and exits, whatever else is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from harness.study.settings import describe_settings  # noqa: PLC0415  pydantic
+
+        say(describe_settings())
+        parser.exit()
 
 
 def _grid(text: str) -> str:
@@ -220,10 +217,6 @@ def _count(text: str) -> int:
     if re.fullmatch("[0-9]{1,9}", text) and (value := int(text)):
         return value
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-
-
-def _seeds_per_trial(text: str) -> int | str:
-    return text if text == "auto" else _count(text)
 
 
 def _price(text: str) -> tuple[str, float]:
@@ -252,158 +245,144 @@ def _gpus(text: str) -> float:
 
 
 def _number(text: str) -> float:
-    """As people write one; NaN for `inf`, `1_0` and whatever else `float` takes."""
+    """NaN for `inf`, `1_0` and whatever else `float` accepts but nobody would write."""
     plain = re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]{1,3})?", text)
     return float(text) if plain else math.nan
 
 
-def _run(options: argparse.Namespace, command: str) -> int:
+def _run(options: Options, command: str) -> int:
     from harness.results.store import Store  # noqa: PLC0415  pyarrow: not for a mistake in the grid
-    from harness.study.grid import load_grid  # noqa: PLC0415  pydantic: not for --help
 
-    grid = load_grid(options.grid, _list_overrides(options), options.seeds)
+    grid = _load_grid(options)
     location = f"results/{grid.name}" if options.results is None else options.results
+    refuse_caches_of_ray(location)
     store = Store(location)
-    _mend_or_refuse(store, options)
-    if options.seeds_per_trial == "auto":
-        grid = _settle_packs(grid, store, options)
-    outlook = Outlook.of(grid, store, options)
+    outlook = Outlook.of(grid, _read_folder(store, options), options)
     if options.dry_run:
-        print(describe_plan(grid, outlook, options, location))
+        say(describe_plan(grid, outlook, options, location))
         return DONE
+    if outlook.missing or options.check_cluster:
+        is_local = options.address == "local"
+        refuse_unfit_machine(outlook.missing or outlook.asked, is_local=is_local)
     if options.check_cluster:
         from harness.cluster.preflight import check_cluster  # noqa: PLC0415  Ray: only now
 
         report = check_cluster(outlook.asked, store, _request(outlook.asked, options))
-        print(report)
+        say(report)
         return DONE if report.is_well else NOT_READY
     begun = time.monotonic()
     stop = Event()
     outlook, tried = _train_rounds(grid, outlook, store, stop, options)
     tally = outlook.tally
     failed = [trial for trial in outlook.asked if trial.id in tally.failures]
-    for line in name_failures(tally, failed):
-        print(line, file=sys.stderr)
+    for line in describe_failures(tally, failed):
+        say(line, is_error=True)
     if not options.quiet:
         took = f"in {format_duration(time.monotonic() - begun)}" if tried else "nothing to train"
-        print(f"{grid.name}: {tally.account()}, {took}")
+        say(f"{grid.name}: {tally.account()}, {took}")
         if edges := sum(choice.chosen and choice.at_edge for choice in outlook.choices):
-            at = "does best at" if edges == 1 else "do best at"
-            edge = "the edge of the rates tried; widen tuning.lr"
-            print(f"tuning: {format_count(edges, 'arm')} {at} {edge}")
+            verb = "does" if edges == 1 else "do"
+            edge = "at the smallest or largest rate tried; widen tuning.lr"
+            say(f"tuning: {format_count(edges, 'arm')} {verb} best {edge}")
         if failed and not options.retry_failed:
-            print(f"once the cause is mended: {command} --retry-failed")
-        print(f"rows: {location}")
+            say(f"once the cause is fixed: {command} --retry-failed")
+        say(f"rows: {location}")
     if stop.is_set() and any(tally.is_open(trial) for trial in tried):
-        print(f"interrupted; finished trials are kept. To go on: {command}", file=sys.stderr)
+        say(f"interrupted; finished trials are kept. To resume: {command}", is_error=True)
         return INTERRUPTED
     if not options.quiet:
-        print(f"report: python -m analysis.report {location}")
+        say(f"report: python -m analysis.report {shlex.quote(location)}")
     return SOME_FAILED if failed else DONE
 
 
-def _list_overrides(options: argparse.Namespace) -> list[str]:
-    given = options.seeds_per_trial
-    return options.overrides + ([f"pack_size={given}"] if isinstance(given, int) else [])
+def _load_grid(options: Options) -> Grid:
+    from harness.study.grid import load_grid  # noqa: PLC0415  pydantic: not for --help
 
-
-def _settle_packs(grid: Grid, store: Store, options: argparse.Namespace) -> Grid:
-    """The grid with as many seeds at a time as its folder began with, or as a probe finds best."""
-
-    def probe(cells: list[tuple[Trial, list[int]]]) -> list[dict[int, float]]:
-        from harness.cluster import fanout  # noqa: PLC0415  Ray: only now
-
-        if not options.quiet:
-            print(f"timing packs of {format_count(len(cells), 'network')}", file=sys.stderr)
-        return fanout.run_in_worker(time_packs, cells, request=_request(grid.trials, options))
-
-    # A plan of which nothing has come yet, for want of a cluster say, binds nobody.
-    plans = store.read_plans() if store.finished_ids() else []
-    planned = (trial for plan in plans for trial in plan.trials)
-    only_looks = options.dry_run or options.check_cluster
-    trials, lines = settle_packs(grid.trials, planned, None if only_looks else probe)
-    if not options.quiet:
-        print("\n".join(lines))
-    return replace(grid, trials=trials)
+    packs = [f"pack_size={options.seeds_per_trial}"] if options.seeds_per_trial else []
+    grid = load_grid(options.grid, [*options.overrides, *packs], options.seeds)
+    for note in () if options.quiet else grid.notes:
+        say(note, is_error=True)
+    return grid
 
 
 def _train_rounds(
-    grid: Grid, outlook: Outlook, store: Store, stop: Event, options: argparse.Namespace
+    grid: Grid, outlook: Outlook, store: Store, stop: Event, options: Options
 ) -> tuple[Outlook, list[Trial]]:
-    """Train what is missing, and then what the tuning stage has added; what was tried, too."""
+    """Train what is missing, then what the tuning stage adds; returns all trials that were tried."""
     tried: list[Trial] = []
-    if not outlook.missing and _is_planned(grid, outlook, store):
+    if not outlook.missing and _is_planned(grid, outlook):
         return outlook, tried
     if outlook.missing and not options.accept_other_code:
         refuse_other_code(outlook.tally, store.location)
-    if not options.quiet and (plan := store.read_plan()):
+    if not options.quiet and (plan := outlook.snapshot.plan):
         planned = {trial.id for trial in outlook.tally.trials}
         if not any(trial.id in planned for trial in plan.trials):
-            print(
-                f"{store.location} was last used for another grid, {plan.analysis.grid!r}, that "
-                "shares no trial with this one; its rows stay, and reports will be of this grid",
-                file=sys.stderr,
+            say(
+                f"{store.location} was last used for another grid, {plan.analysis.grid!r}, which "
+                "shares no trial with this one; its rows stay, but reports will cover this grid",
+                is_error=True,
             )
-    from harness.results.lease import Lease  # noqa: PLC0415  only a run that writes needs one
+    from harness.results import Lease, sweep, take_snapshot  # noqa: PLC0415  pyarrow
+    from harness.results.store import name_some  # noqa: PLC0415  the same
 
     run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    with Lease(store, run, join=options.join):
+    with Lease(store, run, join=options.join, stop=stop) as lease:
+        if not options.quiet and (strangers := store.list_strangers()):
+            say(f"{store.location}: left alone: {name_some(strangers)}", is_error=True)
         while True:
             store.write_plan(grid.plan, outlook.tally.trials, grid.source)
             store.write_choices(outlook.choices)
             if not outlook.missing:
                 return outlook, tried
             tried += outlook.missing
+            sweep(store, lease)
             _train(grid, outlook, store, run, stop, options)
             planned = len(outlook.tally.trials)
-            outlook = Outlook.of(grid, store, options)
+            snapshot = take_snapshot(store, since=outlook.snapshot)
+            outlook = Outlook.of(grid, snapshot, options)
             if stop.is_set() or options.limit or len(outlook.tally.trials) == planned:
                 return outlook, tried
 
 
-def _is_planned(grid: Grid, outlook: Outlook, store: Store) -> bool:
-    """Does the folder say already what would be written: this plan, these choices?"""
-    plan = store.read_plan()
+def _is_planned(grid: Grid, outlook: Outlook) -> bool:
+    """Does the folder already hold this plan and these choices?"""
+    plan = outlook.snapshot.plan
     return (
         plan is not None
         and plan.says(grid.plan, outlook.tally.trials, grid.source)
-        and store.read_choices() == list(outlook.choices)
+        and outlook.snapshot.choices == outlook.choices
     )
 
 
-def _mend_or_refuse(store: Store, options: argparse.Namespace) -> None:
-    """See that the folder's files are whole: set aside what is not, where that was asked for.
+def _read_folder(store: Store, options: Options) -> Snapshot:
+    """Read the folder once, every file of it; with --repair move damaged ones aside first.
 
     Raises:
-        StoreError: a file is damaged or foreign, and nobody asked for its repair.
+        StoreError: a file is damaged or foreign, and --repair was not given.
     """
+    from harness.results import take_snapshot  # noqa: PLC0415  pyarrow
+
     if options.dry_run or options.check_cluster:
-        return  # they change nothing, and a look at every file takes a while
+        return take_snapshot(store)  # they change nothing, and reading every file takes a while
     if options.repair:
         from harness.results.repair import repair  # noqa: PLC0415  pyarrow
 
         for line in repair(store, join=options.join):
-            print(line, file=sys.stderr)
-        return
-    trials = len(store.list_paths("trials"))
-    if trials > MOST_CHECKED and not options.quiet:
-        print(
-            f"{store.location}: {trials:,} finished trials; their epochs and gradients are there but "
-            f"not read: python -m harness.upkeep check {store.location} reads them",
-            file=sys.stderr,
+            say(line, is_error=True)
+        return take_snapshot(store)
+    snapshot = take_snapshot(store, whole_up_to=store.place.most_checked)
+    if 0 < store.place.most_checked < len(snapshot.rows) and not options.quiet:
+        say(
+            f"{store.location}: {len(snapshot.rows):,} finished trials; the content of their epochs and gradients "
+            f"was not checked. To check it: python -m harness.upkeep check {shlex.quote(store.location)}",
+            is_error=True,
         )
-    if damage := store.find_damage(reading=trials <= MOST_CHECKED):
-        named = [f"  {error.path}: {error.reason}" for error in damage[:NAMED_FAILURES]]
-        if len(damage) > NAMED_FAILURES:
-            named.append(f"  and {len(damage) - NAMED_FAILURES} more")
-        count = format_count(len(damage), "damaged or foreign file")
-        what = f"{store.location}: {count}; nothing was changed"
-        mend = "To set them aside below damaged/ and train their trials again, add --repair"
-        raise StoreError("\n".join([what, *named, mend]))
+    snapshot.refuse_damage("To move them to damaged/ and train their trials again, add --repair")
+    return snapshot
 
 
 def refuse_other_code(tally: Tally, location: str) -> None:
-    """Stop ahead of mixing trials of two versions of the training code in one comparison.
+    """Refuse to mix trials of two versions of the training code in one comparison.
 
     Raises:
         StoreError: finished trials of this plan come from other training code than this.
@@ -412,52 +391,20 @@ def refuse_other_code(tally: Tally, location: str) -> None:
     others = [row for row in tally.rows.values() if row.code_digest != here]
     if others:
         last = max(others, key=lambda row: row.finished)
-        commit = f" of commit {last.commit[:12]}" if last.commit else ""
+        version = f"commit {last.commit[:12]}" if last.commit else f"digest {last.code_digest}"
         come = "comes" if len(others) == 1 else "come"
         raise StoreError(
-            f"{location}: {format_count(len(others), 'finished trial')} of this plan {come} from other "
-            f"training code (digest {last.code_digest}{commit}) than this (digest {here}), and going on would "
-            "compare trials of both. Go back to that code, train in another folder with --results, "
-            "or, where the change cannot alter a number, go on with --accept-other-code"
+            f"{location}: {format_count(len(others), 'finished trial')} of this plan {come} from "
+            f"other training code ({version}) than this. Comparing the two would be wrong: check out that "
+            "code, store this run in another folder with --results, or, if the change cannot alter "
+            "a number, add --accept-other-code"
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What is planned, what became of it so far, and what is to be trained now."""
-
-    tally: Tally
-    choices: tuple[ChoiceRow, ...]
-    """Of the tuning stage; empty until it is complete."""
-    asked: list[Trial]
-    hopeless: frozenset[str]
-    missing: list[Trial]
-    forecast: Forecast
-
-    @classmethod
-    def of(cls, grid: Grid, store: Store, options: argparse.Namespace) -> Outlook:
-        rows = store.read_trial_rows()
-        trials, choices = grid.trials, ()
-        if grid.tuning:
-            choices = choose(grid.trials, grid.tuning, rows)
-            tuned = apply_choices(grid.trials, choices)
-            trials = (*expand_tuning(grid.trials, grid.tuning), *grid.trials, *tuned)
-        tally = Tally.of(trials, rows, store.read_failures())
-        asked = select(trials, options.only)
-        failures = [row for rows in tally.failures.values() for row in rows]
-        hopeless = frozenset() if options.retry_failed else find_hopeless(failures)
-        missing = [t for t in asked if t.id not in tally.rows and t.id not in hopeless]
-        forecast = Forecast()
-        for trial in trials:
-            if row := tally.rows.get(trial.id):
-                forecast.note(trial, row.wall_time)
-        return cls(tally, choices, asked, hopeless, missing[: options.limit], forecast)
-
-
 def _train(
-    grid: Grid, outlook: Outlook, store: Store, run: str, stop: Event, options: argparse.Namespace
+    grid: Grid, outlook: Outlook, store: Store, run: str, stop: Event, options: Options
 ) -> None:
-    missing, forecast = outlook.missing, outlook.forecast
+    missing, forecast, timeout = outlook.missing, outlook.forecast, options.trial_timeout
     if options.quiet:
         progress = Progress(missing, forecast)
     elif sys.stderr.isatty():
@@ -469,7 +416,6 @@ def _train(
         _stop_on_signals(stop, progress),
         progress.shown(),
     ):
-        store.sweep()
         from harness.cluster import fanout  # noqa: PLC0415  Ray: only now
 
         fanout.train_missing(
@@ -478,16 +424,13 @@ def _train(
             _request(missing, options),
             run=run,
             estimate=forecast.seconds,
-            limit=forecast.limit
-            if options.trial_timeout is None
-            else lambda _: options.trial_timeout,
+            limit=forecast.limit if timeout is None else lambda _: timeout,
             watcher=progress,
             stop=stop,
         )
 
 
-def _request(trials: Sequence[Trial], options: argparse.Namespace) -> Request:
-    from harness.cluster.fanout import Request  # noqa: PLC0415  Ray: only now
+def _request(trials: Sequence[Trial], options: Options) -> Request:
 
     return Request(
         address=options.address,
@@ -495,163 +438,21 @@ def _request(trials: Sequence[Trial], options: argparse.Namespace) -> Request:
         gpus_per_trial=options.gpus_per_trial,
         max_concurrent=options.max_concurrent,
         wait_for_nodes=options.wait_for_nodes,
-        pin_device_type=options.pin_device_type,
     )
 
 
-def select(trials: Sequence[Trial], conditions: Sequence[str]) -> list[Trial]:
-    """The trials that meet the conditions `key=value,value`: any of the values given for each key.
-
-    Raises:
-        GridError: a condition that is none, or that no trial meets.
-    """
-    names = [field.name for field in fields(Settings)]
-    values: dict[str, list[str]] = defaultdict(list)
-    mistakes: list[str] = []
-    for condition in conditions:
-        key, equals, alternatives = condition.partition("=")
-        if not equals:
-            mistakes.append(f"--only {condition}: write key=value, as in placement=before")
-            continue
-        if key not in names:
-            from harness.study.wording import did_you_mean  # noqa: PLC0415  yaml: not for --help
-
-            hint = did_you_mean(key, names)
-            mistakes.append(f"--only {condition}: {key!r} is not a setting{hint}")
-            continue
-        found = dict.fromkeys(getattr(trial, key) for trial in trials)
-        for value in alternatives.split(","):  # no value of a setting has a comma
-            if any(_says(known, value.strip()) for known in found):
-                values[key].append(value.strip())
-            else:
-                there = ", ".join(map(str, itertools.islice(found, NAMED_VALUES)))
-                more = ", ..." if len(found) > NAMED_VALUES else ""
-                mistakes.append(
-                    f"--only {condition}: no trial has {value.strip()!r}; {key} is {there}{more}"
-                )
-    if mistakes:
-        raise GridError(mistakes)
-    selected = [
-        trial
-        for trial in trials
-        if all(any(_says(getattr(trial, key), v) for v in wanted) for key, wanted in values.items())
-    ]
-    if not selected:
-        raise GridError([f"--only {' --only '.join(conditions)}: no trial has all of this at once"])
-    return selected
-
-
-def _says(value: object, text: str) -> bool:
-    """Does `text`, from the command line, mean this value? 0.10 is 0.1, and true is True."""
-    if str(value).lower() == text.lower():
-        return True
-    try:
-        return not isinstance(value, str | bool) and value == float(text)
-    except ValueError:
-        return False
-
-
-def name_failures(tally: Tally, failed: Sequence[Trial]) -> Iterator[str]:
-    """A line for each trial that failed, with the last thing that happened to it."""
+def describe_failures(tally: Tally, failed: Sequence[Trial]) -> Iterator[str]:
+    """A line for each trial that failed, with its last failure."""
     for trial in failed[:NAMED_FAILURES]:
         last = tally.failures[trial.id][-1]
-        yield f"failed: {trial.label}: {last.kind} (start {last.attempt}): {last.message}"
+        yield f"failed: {trial.label}: {last.kind} (start {last.attempt}): {clip(last.message)}"
     if len(failed) > NAMED_FAILURES:
         yield f"failed: {len(failed) - NAMED_FAILURES} more"
 
 
-def describe_plan(grid: Grid, outlook: Outlook, options: argparse.Namespace, location: str) -> str:
-    """What a run would do, for --dry-run."""
-    tally, missing, hopeless = outlook.tally, outlook.missing, outlook.hopeless
-    forecast = outlook.forecast
-    cells: dict[Trial, int] = Counter(replace(trial, seed=0) for trial in grid.trials)
-    networks: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    for cell in cells:
-        networks[cell.dataset, f"{cell.architecture}-{cell.depth}"][cell.placement] = None
-    seeds = sorted(set(cells.values()))
-    size = f"{format_count(len(cells), 'cell')}, {format_count(len(grid.trials), 'trial')}"
-    lines = [f"{grid.name}: {size}; rows in {location}"]
-    lines += [f"  {data} {net}: {', '.join(arms)}" for (data, net), arms in networks.items()]
-    if grid.tuning:
-        tuned = "as chosen" if outlook.choices else f"{len(grid.trials)} more once it has chosen"
-        count = format_count(len(expand_tuning(grid.trials, grid.tuning)), "trial")
-        lines.append(f"tuning     {count} ahead of the study at each arm's best: {tuned}")
-    lines.append(f"so far     {tally.account()}")
-    if tally.strangers:
-        lines.append(
-            f"           {tally.strangers} more of other settings, which this grid leaves out"
-        )
-    if hopeless:
-        lines.append(
-            f"left alone {len(hopeless)} that raised twice with this code; --retry-failed trains them"
-        )
-    lines.append(f"to train   {len(missing)}")
-    if missing:
-        workers = count_cpus() // max(trial.threads for trial in missing)
-        workers = max(1, min(workers, options.max_concurrent or workers, len(missing)))
-        if options.address != "local":
-            workers = 1
-        seconds = forecast.wall_time(missing, workers)
-        lines.append(
-            f"time       roughly {format_duration(seconds)} on {format_count(workers, 'CPU worker')}, "
-            f"{forecast.basis}"
-        )
-        lines.append(f"disk       roughly {format_size(sum(map(guess_bytes, missing)))}")
-        if CLUSTER_FILE.exists():
-            lines += [f"rented     {text}" for text in describe_rent(outlook, options)]
-    lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), seeds[0])]
-    return "\n".join(lines)
-
-
-def describe_rent(outlook: Outlook, options: argparse.Namespace) -> Iterator[str]:
-    """Hours and money on the machines of `CLUSTER_FILE`."""
-    from harness.cluster.costs import describe_costs  # noqa: PLC0415  only for a plan
-
-    tally = outlook.tally
-    return describe_costs(
-        CLUSTER_FILE,
-        outlook.missing,
-        ((trial, tally.rows[trial.id]) for trial in tally.trials if trial.id in tally.rows),
-        cpus=options.cpus_per_trial or max(trial.threads for trial in outlook.missing),
-        gpus=options.gpus_per_trial,
-        prices=dict(options.price),
-    )
-
-
-def describe_power(grid: Grid, rows: Iterable[TrialRow], seeds: int) -> Iterator[str]:
-    """For each data set, the smallest difference between two placements that the seeds can show."""
-    if seeds < 2:
-        yield "nothing: a difference needs at least 2 seeds"
-        return
-    from analysis.statistics.power import detectable_difference  # noqa: PLC0415  scipy: only for a plan
-
-    accuracies: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for row in rows:
-        if not math.isnan(row.test_accuracy):
-            cell = (row.dataset, row.architecture, str(row.depth), row.placement, str(row.lr))
-            accuracies[cell].append(100 * row.test_accuracy)
-    for dataset in dict.fromkeys(trial.dataset for trial in grid.trials):
-        variances = [
-            statistics.variance(values)
-            for cell, values in accuracies.items()
-            if cell[0] == dataset and len(values) > 1
-        ]
-        if variances:
-            sd, source = math.sqrt(statistics.median(variances)), "as seen so far"
-        else:
-            sd, source = RUN_SD.get(dataset, USUAL_RUN_SD), "assumed"
-        # Two placements share data and order but little of their noise: it adds up.
-        difference = detectable_difference(math.sqrt(2) * sd, seeds, alpha=grid.plan.alpha)
-        yield (
-            f"{difference:.2f} points between two placements of one network on {dataset} "
-            f"({seeds} seeds, power 0.8, alpha {grid.plan.alpha:g} ahead of corrections, "
-            f"runs varying by {sd:.2f} points, {source})"
-        )
-
-
 @contextmanager
 def _stop_on_signals(stop: Event, progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops the run within seconds, the second at once."""
+    """The first Ctrl-C or SIGTERM stops the run within seconds, the second immediately."""
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
@@ -669,7 +470,7 @@ def _stop_on_signals(stop: Event, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _log_into(location: str, run: str) -> Iterator[None]:
-    """Keep what Ray, Tune and the fan-out have to say beside the rows, where that is a folder."""
+    """Log messages of Ray, Tune and the fan-out beside the rows, if they are in a folder."""
     handler: logging.Handler = logging.NullHandler()
     if "://" not in location:
         folder = Path(location) / "logs"

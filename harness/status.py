@@ -1,51 +1,48 @@
-"""python -m harness.status RESULTS: what has become of the trials that a results folder was planned for.
+"""python -m harness.status RESULTS: count the planned trials of a results folder by outcome.
 
-Reads only, so it may be asked while a run goes on, of a folder that is half there, and of one that
-has damaged files.
+It only reads, so it is safe during a run, and on folders that are incomplete or have damaged files.
 """
 
-# ruff: noqa: T201  this file speaks to the terminal
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-import textwrap
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.results.lease import list_claims
-from harness.results.store import Store
-from harness.results.tally import Tally
-from harness.study.errors import DamagedFileError, HarnessError, StoreError
-from harness.study.records import FailureRow, Settings, TrialRow
+from harness.study.errors import HarnessError
+from harness.study.records import FailureRow, Settings, settings_of
+from harness.study.terminal import Parser, say
 from harness.study.trials import Trial
-from harness.study.wording import format_count, format_duration
+from harness.study.wording import clip, format_count, format_duration
+
+if TYPE_CHECKING:
+    from harness.results import Snapshot, Store, Tally
 
 NAMED_TRIALS = 3
-"""Trials that a group of failures names; the rest is counted."""
+"""Trials that a group of failures lists by name; the rest are counted."""
 
 SHORTEST_WATCH = 2.0
-"""Seconds between two looks of --watch; more where a look takes long."""
+"""Least seconds between two updates of --watch; longer if an update takes long."""
 
 _NAMED_BY_LABEL = {"dataset", "architecture", "depth", "placement", "program", "seed"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Failures that broke in the same way."""
+    """Failures with the same cause."""
 
     kind: str
     message: str
     where: str
     """The line that raised, as the traceback names it; empty where there is none."""
     trials: tuple[str, ...]
-    """Labels of the trials that came to nothing by it."""
+    """Labels of the trials that failed for this cause."""
     attempts: int
 
 
@@ -53,54 +50,41 @@ class Cause:
 class Status:
     """One look at a results folder."""
 
-    location: str
-    grid: str
-    is_planned: bool
+    snapshot: Snapshot
     tally: Tally
-    made_good: int
-    """Attempts that broke although their trial is finished now."""
-    damage: tuple[DamagedFileError, ...]
     runs: tuple[str, ...]
-    """The runs that are going on, in words."""
-    last_activity: float | None
-    """Seconds since 1970: when the folder was last written to; None where it never was."""
+    """The active runs, in words."""
 
     @classmethod
-    def of(cls, store: Store) -> Status:
-        """Look at the folder as it is now.
+    def of(cls, store: Store, since: Snapshot | None = None) -> Status:
+        """Look at the folder as it is now, without reading again what `since` has.
 
         Raises:
-            StoreError: there are no results, or its plan is damaged.
+            StoreError: there are no results.
         """
-        plan = store.read_plan()
-        rows, failures, damage = store.read_whole()
-        named = {error.path for error in damage}
-        damage += [e for e in store.find_damage(reading=False) if e.path not in named]
-        if not (plan or rows or damage):
-            raise StoreError(
-                f"{store.location}: no results there: neither plan.parquet nor trials/"
-            )
-        trials = plan.trials if plan else tuple(map(_settings_of, rows))
-        tally = Tally.of(trials, rows, failures)
-        written = [
-            file.modified
-            for folder in ("trials", "failures", "active")
-            for file in store.place.list_files(folder)
-        ]
-        return cls(
-            location=store.location,
-            grid=plan.analysis.grid if plan else store.location.rstrip("/").rpartition("/")[2],
-            is_planned=plan is not None,
-            tally=tally,
-            made_good=sum(row.trial_id in tally.rows for row in failures),
-            damage=tuple(damage),
-            runs=tuple(list_claims(store.place, now=time.time())),
-            last_activity=max(written, default=None),
-        )
+        from harness.results import list_claims, take_snapshot  # noqa: PLC0415  pyarrow: not for --help
+
+        store.refuse_emptiness()
+        snapshot = take_snapshot(store, since=since)
+        there = (Trial(**settings_of(row)) for row in snapshot.rows.values())
+        trials = snapshot.plan.trials if snapshot.plan else tuple(there)
+        runs = list_claims(store.place, now=time.time())
+        return cls(snapshot, snapshot.tally(trials), tuple(runs))
+
+    @property
+    def grid(self) -> str:
+        """The name of the grid; without a plan that of the folder."""
+        plan = self.snapshot.plan
+        return plan.analysis.grid if plan else self.snapshot.location.rstrip("/").rpartition("/")[2]
+
+    @property
+    def made_good(self) -> int:
+        """Failed attempts whose trial is finished now."""
+        return sum(row.trial_id in self.tally.rows for row in self.snapshot.failures)
 
     def count_by_cell(self) -> dict[str, Counter[str]]:
         """Cell in words -> outcome -> trials."""
-        # Two arms may share architecture and placement: whatever else varies names them apart.
+        # Two arms may share architecture and placement, so name every setting that varies.
         varying = [
             field.name
             for field in fields(Settings)
@@ -114,7 +98,7 @@ class Status:
         return dict(cells)
 
     def list_causes(self) -> list[Cause]:
-        """The failures that stand, by what broke, the most frequent first."""
+        """The failures that are still open, by cause, the most frequent first."""
         groups: dict[tuple[str, str, str], list[FailureRow]] = defaultdict(list)
         for rows in self.tally.failures.values():
             for row in rows:
@@ -126,48 +110,53 @@ class Status:
         return sorted(causes, key=lambda cause: -cause.attempts)
 
     def describe(self) -> str:
-        """The whole of it, for a terminal."""
+        """The whole status as text for a terminal."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.grid}: {self.tally.account()}"
-        if not self.is_planned:
+        yield f"{clip(self.grid)}: {self.tally.account()}"
+        if not self.snapshot.plan:
             yield "no plan.parquet there: what is missing is not known"
         if self.tally.strangers:
             strangers = format_count(self.tally.strangers, "more finished trial")
             yield f"{strangers}, left out of this plan"
-        yield f"last activity {_say_age(self.last_activity)}"
+        yield f"last activity {_say_age(self.snapshot.last_activity)}"
         yield from (f"going on: {run}" for run in self.runs)
-        cells = self.count_by_cell()
-        width = max(map(len, cells), default=0)
+        cells = [(clip(cell), counts) for cell, counts in self.count_by_cell().items()]
+        width = max((len(cell) for cell, _ in cells), default=0)
         yield ""
-        for cell, counts in cells.items():
+        for cell, counts in cells:
             words = ("done", "diverged", "failed", "missing")
             yield f"  {cell:<{width}}  " + ", ".join(f"{counts[w]} {w}" for w in words if counts[w])
         causes = self.list_causes()
         if causes or self.made_good:
             yield ""
         for cause in causes:
-            yield f"{cause.attempts} x {cause.kind}: {textwrap.shorten(cause.message, 200)}"
+            yield f"{cause.attempts} x {cause.kind}: {clip(cause.message)}"
             if cause.where:
-                yield f"    {cause.where}"
+                yield f"    {clip(cause.where)}"
             more = len(cause.trials) - NAMED_TRIALS
-            names = "; ".join(cause.trials[:NAMED_TRIALS]) + (f"; {more} more" if more > 0 else "")
+            names = "; ".join(map(clip, cause.trials[:NAMED_TRIALS])) + (
+                f"; {more} more" if more > 0 else ""
+            )
             yield f"    {names}"
         if self.made_good:
             yield f"{format_count(self.made_good, 'attempt')} broke, of trials that were finished later"
-        if self.damage:
+        if self.snapshot.damage:
             yield ""
-            yield from (f"damaged: {error.path}: {error.reason}" for error in self.damage)
+            yield from (
+                f"damaged: {clip(error.path)}: {clip(error.reason, 1_000)}"
+                for error in self.snapshot.damage
+            )
 
     def to_json(self) -> dict[str, Any]:
-        """The same for programs."""
-        last = self.last_activity
+        """The same status for programs."""
+        last = self.snapshot.last_activity
         counts = Counter(map(self.tally.outcome, self.tally.trials))
         return {
-            "location": self.location,
+            "location": self.snapshot.location,
             "grid": self.grid,
-            "has_plan": self.is_planned,
+            "has_plan": self.snapshot.plan is not None,
             "planned": len(self.tally.trials),
             "done": counts["done"],
             "diverged": counts["diverged"],
@@ -179,13 +168,15 @@ class Status:
             "runs": list(self.runs),
             "cells": [{"cell": cell, **counts} for cell, counts in self.count_by_cell().items()],
             "failures": [asdict(cause) for cause in self.list_causes()],
-            "damage": [{"path": error.path, "reason": error.reason} for error in self.damage],
+            "damage": [
+                {"path": error.path, "reason": error.reason} for error in self.snapshot.damage
+            ],
         }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m harness.status",
         description="What has become of the trials that a results folder was planned for.",
         allow_abbrev=False,
@@ -197,30 +188,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--watch", action="store_true", help="look again and again, until Ctrl-C")
     options = parser.parse_args(arguments)
+    from harness.results import Store  # noqa: PLC0415  pyarrow: not for --help
+
+    snapshot = None
     try:
         store = Store(options.results)
         while True:
             begun = time.monotonic()
-            status = Status.of(store)
-            text = json.dumps(status.to_json()) if options.json else status.describe()
-            if options.watch and not options.json and sys.stdout.isatty():
-                text = f"\x1b[H\x1b[2J{text}"  # home, and clear what the last look left
-            print(text, flush=True)
+            status = Status.of(store, snapshot)
+            snapshot = status.snapshot
+            if options.json:
+                sys.stdout.write(json.dumps(status.to_json()) + "\n")  # ASCII, and never cut
+                sys.stdout.flush()
+            else:
+                if options.watch and sys.stdout.isatty():
+                    sys.stdout.write("\x1b[H\x1b[2J")  # cursor home, then clear the last output
+                say(status.describe())
             if not options.watch:
-                return int(bool(status.damage) or len(status.tally.rows) < len(status.tally.trials))
+                return int(bool(snapshot.damage) or not status.tally.is_complete)
             time.sleep(max(SHORTEST_WATCH, 10 * (time.monotonic() - begun)))
     except HarnessError as error:
-        print(f"harness.status: {error}", file=sys.stderr)
+        say(f"harness.status: {error}", is_error=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `| head` has seen enough; what Python still holds goes nowhere
+    except BrokenPipeError:  # `| head` has closed the pipe; discard what Python still buffers
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _settings_of(row: TrialRow) -> Trial:
-    return Trial(**{field.name: getattr(row, field.name) for field in fields(Settings)})
 
 
 def _name_cell(trial: Trial) -> str:

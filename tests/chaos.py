@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.results.store import Store
-from harness.results.tables import find_differing_columns, to_table
+from harness.results import Store, find_differing_columns, to_tables
 from harness.study.errors import HarnessError
 from harness.study.trials import PROGRAMS, Trial
 
@@ -132,7 +131,7 @@ class Disturbed:
         return _arrive, (self.folder,)
 
     def __call__(self, start: Start) -> list[Any]:
-        from harness.cluster.fanout import train_with_torch
+        from harness.cluster.worker import train_with_torch
 
         with (self.folder / "starts").open("a", encoding="ascii") as starts:
             starts.write(f"{start.pack[0].id}\n")
@@ -186,8 +185,9 @@ def _arrive(folder: Path) -> Disturbed:
 
 def drive(folder: Path, address: str, count: int) -> int:
     """What harness.run does, with disturbed training; its exit code."""
-    from harness.cluster.fanout import Request, train_missing
+    from harness.cluster.fanout import train_missing
     from harness.cluster.forecast import Forecast
+    from harness.cluster.request import Request
     from harness.progress import Progress
 
     trials = make_trials(count)
@@ -333,13 +333,12 @@ class Rampage:
     def _count(self) -> None:
         import torch
 
-        from harness.study.records import EpochRow, GradientRow, TrialRow
         from harness.training.images import load_images
         from harness.training.train import prepare_worker, train_pack
 
         toll, store = self.toll, self._store
         trials = make_trials(toll.expected)
-        rows = [trial_id for ids in store.read_ids().values() for trial_id in ids]
+        rows = [row.trial_id for row in store.read_trial_rows()]
         toll.found = len(set(rows))
         toll.lost = len({trial.id for trial in trials} - set(rows))
         toll.doubled = len(rows) - len(set(rows))
@@ -352,11 +351,7 @@ class Rampage:
         images = load_images("digits")
         for trial in trials:
             [calm] = train_pack([trial], images, device=torch.device("cpu"))
-            wanted = {
-                "trials": to_table([calm.trial], TrialRow),
-                "epochs": to_table(calm.epochs, EpochRow),
-                "gradients": to_table(calm.gradients, GradientRow),
-            }
+            wanted = to_tables(calm)
             stored = store.read_tables(trial.id)
             toll.unequal += any(find_differing_columns(stored[n], wanted[n]) for n in wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -83,9 +84,10 @@ def test_training_needs_torch_and_the_standard_library_only():
     } <= ours(loaded)
 
 
-def test_only_the_fan_out_needs_ray():
+def test_only_what_talks_to_ray_needs_it():
     broken, _ = import_without({"ray"}, modules_of("harness"))
-    assert broken == {"harness.cluster.fanout": "ray is absent"}
+    talkers = ("connection", "desk", "fanout", "guard", "nodes", "ray_internals", "worker")
+    assert broken == {f"harness.cluster.{name}": "ray is absent" for name in talkers}
 
 
 def test_analysis_needs_neither_torch_nor_ray_and_of_harness_only_what_is_asked_and_the_rows():
@@ -105,3 +107,33 @@ def test_analysis_needs_neither_torch_nor_ray_and_of_harness_only_what_is_asked_
 def test_an_absent_package_is_really_absent(package, module):
     broken, _ = import_without({package}, [module])
     assert broken == {module: f"{package} is absent"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"harness.{name}" for name in ("run", "status", "replay", "upkeep", "placements")),
+        *("harness.datasets", "analysis.report", "analysis.calibrate"),
+    ],
+)
+def test_help_imports_nothing_that_takes_seconds(command):
+    arguments = ["-X", "importtime", "-m", command, "--help"]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert command.partition(".")[0] in loaded, "nothing was measured"
+    assert not loaded & {"torch", "ray", "pandas", "altair", "scipy", "pyarrow"}
+
+
+def test_the_statistics_can_be_taken_elsewhere(tmp_path):
+    """They import numpy, scipy and each other."""
+    folder = tmp_path / "analysis"
+    shutil.copytree(ROOT / "analysis" / "statistics", folder / "statistics")
+    (folder / "__init__.py").touch()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import analysis.statistics as s; "
+    code += "print(s.__file__); s.holm([0.01, 0.04])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert str(tmp_path) in done.stdout

@@ -172,7 +172,7 @@ def test_a_signal_stops_a_run_that_can_go_on(grid, tmp_path, monkeypatch, signum
     assert code == 130
     assert time.monotonic() - signalled < 20
     assert "missing" in out
-    assert f"To go on: python -m harness.run {grid} --results {tmp_path} --max-concurrent 1" in err
+    assert f"To resume: python -m harness.run {grid} --results {tmp_path} --max-concurrent 1" in err
     assert "Traceback" not in err
     wait_for_the_end_of(marker)
 

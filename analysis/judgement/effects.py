@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.outcomes import collect_outcomes, name_arm
+from analysis.judgement.outcomes import FEWEST_PAIRS, WINDOWS, collect_outcomes, name_arm
 from analysis.statistics.contrasts import (
     cell_moments,
     estimate_contrast,
@@ -20,7 +20,9 @@ from analysis.statistics.contrasts import (
     twin_weights,
 )
 from analysis.statistics.multiplicity import holm
-from analysis.statistics.resampling import mcnemar_test, sign_flip_floor, sign_flip_test
+from analysis.statistics.resampling import sign_flip_floor, sign_flip_test
+from harness.study import architectures
+from harness.study.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,23 +33,28 @@ if TYPE_CHECKING:
     from analysis.load import Results
     from harness.study.records import AnalysisPlan
 
-SKIP_FREE = ("vgg", "plain", *(f"torchvision/vgg{depth}_bn" for depth in (11, 13, 16, 19)))
-"""The CNNs without skip connections that C1 and C2 speak of. `mlp` has no skips either, but is no
-CNN: it is estimated and shown, and decides nothing."""
-RESIDUAL = (
-    "resnet",
-    "preresnet",
-    *(f"torchvision/resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-    *(f"torchvision/wide_resnet{depth}_2" for depth in (50, 101)),
-    *(f"torchvision/resnext{size}" for size in ("50_32x4d", "101_32x8d", "101_64x4d")),
+SKIP_FREE, RESIDUAL = (
+    tuple(name for name, architecture in ARCHITECTURES.items() if architecture.kind == kind)
+    for kind in (architectures.SKIP_FREE, architectures.RESIDUAL)
 )
-"""The residual networks that C3 and C4 speak of. `densenet` concatenates instead of adding, and
-torchvision's other models mix in what neither of the two is about: estimated and shown apart."""
+"""The networks that C1 and C2 speak of, and those of C3 and C4."""
 TWINS = ("plain", "resnet")
 """Equal but for the addition, so that their difference is what a skip does (C5)."""
-GRAFTS = ((name_arm("before", "after"), "before"), ("after", name_arm("after", "before")))
-"""Arm and baseline of one placement each, the arm with the flow of `after`, the baseline with that
-of `before`: they differ in nothing but what C2 says is the cause."""
+AFTER_KINDS = ("after", "after-inner", "after-relu")
+"""Every way in which a residual block puts the norm after the activation; C3 and C4 speak of each.
+`after-add` is none: it normalises the skip path, and is known to be bad."""
+AFTER_AS_BEFORE = name_arm("after", "before")
+BEFORE_AS_AFTER = name_arm("before", "after")
+GRAFTS = (
+    ("after", AFTER_AS_BEFORE),
+    (BEFORE_AS_AFTER, "before"),
+    (AFTER_AS_BEFORE, "before"),
+    ("after", BEFORE_AS_AFTER),
+)
+"""What moves with borrowed step sizes, in both directions, and what stays (C2)."""
+
+_FEWEST_FOR_OUTLIER = 5
+_FAR_OUT = 3.5
 
 UNITS = {"accuracy": "percentage points", "gradient": "dex"}
 GROUPS = {"skip-free CNNs": SKIP_FREE, "residual networks": RESIDUAL}
@@ -65,6 +72,8 @@ class Effect:
 
     quantity: str
     """"accuracy" or "gradient"."""
+    window: str
+    """When flow was measured: a key of `WINDOWS`; empty of accuracy."""
     unit: str
     """"percentage points", "dex", or either "per doubling"."""
     kind: str
@@ -124,13 +133,19 @@ class Effect:
     """Between the arms over the seeds of a cell: what pairing gains (mean over cells)."""
     test_se: float
     """Standard error from the finite test set: the part more seeds cannot remove."""
-    diverged_arm: int
-    """Pairs in which only the arm diverged."""
-    diverged_baseline: int
-    """Pairs in which only the baseline diverged."""
-    diverged_both: int
+    untrained_arm: int
+    """Pairs in which only the arm diverged or learned nothing."""
+    untrained_baseline: int
+    untrained_both: int
+    risk: float
+    """How much more often the arm does not train, over all pairs that ran."""
+    risk_low: float
+    """95 % score interval."""
+    risk_high: float
     p_mcnemar: float
-    """Exact McNemar on the discordant divergences; 1 where there are none."""
+    """Exact McNemar on those pairs; 1 where there are none."""
+    outlier: int | None
+    """Seed of a difference far from the others of its cell; None where there is none."""
 
 
 def accuracy_effects(results: Results) -> tuple[Effect, ...]:
@@ -139,7 +154,7 @@ def accuracy_effects(results: Results) -> tuple[Effect, ...]:
 
 
 def gradient_effects(results: Results) -> tuple[Effect, ...]:
-    """Gradient flow in dex, the scalar the plan names: every cell, then pooled and the rest."""
+    """Gradient flow in log10, window by window: every cell, then pooled and the rest."""
     return find_effects("gradient", collect_outcomes(results), results.plan)
 
 
@@ -166,21 +181,24 @@ def find_effects(
         effect
         for outcomes in studies
         for arm, baseline in _comparisons(outcomes.placements)
+        for window in (WINDOWS if quantity == "gradient" else ("",))
         for effect in _effects_of(
             _Comparison(
                 quantity=quantity,
+                window=window,
                 outcomes=outcomes,
                 arm=arm,
                 baseline=baseline,
                 margin=margin_of(quantity, plan),
+                margin_accuracy=plan.margin_accuracy,
                 rng=rng,
             )
         )
     ]
-    families: dict[tuple[str, str, str], list[int]] = {}
+    families: dict[tuple[str, ...], list[int]] = {}
     for number, effect in enumerate(effects):
         if effect.kind == "cell":
-            family = (effect.dataset, effect.recipe, effect.family)
+            family = (effect.dataset, effect.recipe, effect.family, effect.window)
             families.setdefault(family, []).append(number)
     for numbers in families.values():
         adjusted = holm([effects[number].p for number in numbers])
@@ -198,8 +216,7 @@ def _comparisons(placements: Sequence[str]) -> Iterator[tuple[str, str]]:
     baseline, *others = normed or [""]
     arms = sorted(others, key=lambda p: p != "after")
     yield from ((arm, baseline) for arm in arms)
-    if set(GRAFTS[1]) <= set(placements):
-        yield GRAFTS[1]
+    yield from (graft for graft in GRAFTS if set(graft) <= set(placements) and graft[1] != baseline)
     if "none" in placements:
         yield from ((arm, "none") for arm in (*arms[:1], baseline) if arm)
 
@@ -214,7 +231,7 @@ def _family(quantity: str, arm: str, baseline: str, architecture: str) -> str:
             return "C2"
         if quantity == "accuracy" and (arm, baseline) in GRAFTS:
             return "C2"
-    if architecture in RESIDUAL and (arm, baseline) == ("after", "before"):
+    if architecture in RESIDUAL and arm in AFTER_KINDS and baseline == "before":
         return "C3" if quantity == "accuracy" else "C4"
     return f"exploratory: {arm} - {baseline}"
 
@@ -222,7 +239,7 @@ def _family(quantity: str, arm: str, baseline: str, architecture: str) -> str:
 def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
     """One comparison: cell by cell, pooled, and for the claims' own also interaction and trend."""
     quantity, outcomes = comparison.quantity, comparison.outcomes
-    arm, baseline, diff_CS = comparison.arm, comparison.baseline, comparison.diff_CS
+    arm, baseline = comparison.arm, comparison.baseline
     is_planned_C = comparison.planned_CS.any(-1)
     for is_member_C, cell in zip(
         np.eye(len(outcomes.cells), dtype=bool), outcomes.cells, strict=True
@@ -232,7 +249,9 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
                 is_member_C.astype(float),
                 kind="cell",
                 label=cell.label,
-                family=_family(quantity, arm, baseline, cell.architecture),
+                family="exploratory: head"
+                if cell.is_control
+                else _family(quantity, arm, baseline, cell.architecture),
                 is_member_C=is_member_C,
                 cell=cell,
             )
@@ -244,7 +263,7 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
         if is_member_C.any() and is_member_C.tobytes() not in seen:
             seen.add(is_member_C.tobytes())  # a group of one architecture is not told twice
             yield comparison.describe(
-                mean_weights(diff_CS, is_member_C),
+                mean_weights(comparison.judged_CS, is_member_C),
                 kind="pooled",
                 label=label,
                 family=_family(quantity, arm, baseline, pool[0]),
@@ -254,10 +273,11 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
 
     if (arm, baseline) != ("after", "before"):
         return
-    twin_KC = find_twins(outcomes.cells, np.asarray(is_planned_C))
+    is_judged_C = np.array([not cell.is_control for cell in outcomes.cells], bool)
+    twin_KC = find_twins(outcomes.cells, is_planned_C & is_judged_C)
     if len(twin_KC):
         yield comparison.describe(
-            twin_weights(diff_CS, twin_KC),
+            twin_weights(comparison.judged_CS, twin_KC),
             kind="interaction",
             label=f"{TWINS[0]} minus {TWINS[1]}",
             family="C5" if quantity == "accuracy" else "exploratory: interaction",
@@ -266,7 +286,7 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
     depth_C = np.array([cell.depth for cell in outcomes.cells], float)
     for architecture in architectures:
         is_member_C = outcomes.members([architecture]) & is_planned_C
-        weight_C = trend_weights(diff_CS, is_member_C, depth_C)
+        weight_C = trend_weights(comparison.judged_CS, is_member_C, depth_C)
         if weight_C.any():
             yield comparison.describe(
                 weight_C,
@@ -283,15 +303,24 @@ class _Comparison:
     """One arm against one baseline: turns weights over cells into an `Effect`."""
 
     quantity: str
+    window: str
     outcomes: Outcomes
     arm: str
     baseline: str
     margin: float
+    margin_accuracy: float
     rng: np.random.Generator
 
     @cached_property
     def diff_CS(self) -> NDArray[np.float64]:  # noqa: N802 (a shape suffix)
-        return self.outcomes.difference(self.quantity, self.arm, self.baseline)
+        return self.outcomes.difference(self.window or self.quantity, self.arm, self.baseline)
+
+    @cached_property
+    def judged_CS(self) -> NDArray[np.float64]:  # noqa: N802 (a shape suffix)
+        """The differences in the cells that decide; in all cells where none of them does."""
+        dull_C = self.outcomes.are_uninformative(self.arm, self.baseline, self.margin_accuracy)
+        is_judged_C = (np.isfinite(self.diff_CS).sum(-1) >= FEWEST_PAIRS) & ~dull_C
+        return np.where(is_judged_C[:, None] | ~is_judged_C.any(), self.diff_CS, np.nan)
 
     @cached_property
     def planned_CS(self) -> NDArray[np.bool_]:  # noqa: N802 (a shape suffix)
@@ -310,7 +339,11 @@ class _Comparison:
     ) -> Effect:
         outcomes = self.outcomes
         contrast = estimate_contrast(
-            self.diff_CS, weight_C, block_C=outcomes.block_C, floor=outcomes.floor(self.quantity)
+            self.diff_CS,
+            weight_C,
+            block_C=outcomes.block_C,
+            floor=outcomes.floor(self.quantity),
+            look=outcomes.look,
         )
         is_paired_CS = np.isfinite(self.diff_CS) & is_member_C[:, None]
         diff_P = self.diff_CS[is_paired_CS]
@@ -319,12 +352,24 @@ class _Comparison:
         )
         spare = int((pairs_C - 1).clip(min=0).sum())
         margin = float("nan") if kind == "trend" else self.margin
-        diverged = outcomes.count_divergences(self.arm, self.baseline, is_member_C)
+        risk = outcomes.risk(self.arm, self.baseline, is_member_C)
+        both = (
+            risk.pairs
+            - (
+                np.isfinite(outcomes.difference("accuracy", self.arm, self.baseline))
+                & is_member_C[:, None]
+            ).sum()
+        )
+        look = outcomes.look
+        risk_low, risk_high = risk.interval(1 - 2 * look.nominal(0.025))
+        p_flip = floor = float("nan")
+        if cell is not None and len(diff_P) >= 2:
+            p_flip, floor = sign_flip_test(diff_P, rng=self.rng), sign_flip_floor(diff_P)
         estimate = float(contrast.estimate)
         wide, narrow = float(contrast.half_width(0.95)), float(contrast.half_width(0.90))
-        can_flip = cell is not None and len(diff_P) >= 2
         return Effect(
             quantity=self.quantity,
+            window=self.window,
             unit=UNITS[self.quantity] + (" per doubling" if kind == "trend" else ""),
             kind=kind,
             label=label,
@@ -351,18 +396,24 @@ class _Comparison:
             t=float(contrast.t),
             df=float(contrast.df),
             p=float(contrast.p),
-            p_sign_flip=sign_flip_test(diff_P, rng=self.rng) if can_flip else float("nan"),
-            p_sign_flip_floor=sign_flip_floor(diff_P) if can_flip else float("nan"),
+            p_sign_flip=float(look.repeated_two_sided(p_flip)),
+            p_sign_flip_floor=float(look.repeated_two_sided(floor)),
             margin=margin,
             p_tost=float(contrast.p_equivalent(margin)),
             p_minimal=float(contrast.p_beyond(margin)),
             p_holm=float("nan"),
             correlation=self._correlate_arms(is_member_C),
             test_se=self._estimate_test_se(weight_C),
-            diverged_arm=int(diverged.arm_only),
-            diverged_baseline=int(diverged.baseline_only),
-            diverged_both=int(diverged.both),
-            p_mcnemar=float(mcnemar_test(diverged.arm_only, diverged.baseline_only)),
+            untrained_arm=int(risk.arm_only),
+            untrained_baseline=int(risk.baseline_only),
+            untrained_both=int(both - risk.arm_only - risk.baseline_only),
+            risk=float(risk.estimate),
+            risk_low=float(risk_low) if risk.pairs else float("nan"),
+            risk_high=float(risk_high) if risk.pairs else float("nan"),
+            p_mcnemar=float(look.repeated_two_sided(risk.p)),
+            outlier=_find_outlier(diff_P, np.array(outcomes.seeds)[is_paired_CS.any(0)])
+            if cell
+            else None,
         )
 
     def _correlate_arms(self, is_member_C: NDArray[np.bool_]) -> float:
@@ -371,7 +422,7 @@ class _Comparison:
         for c in np.flatnonzero(is_member_C):
             is_paired_S = np.isfinite(self.diff_CS[c])
             arm_S, baseline_S = (
-                self.outcomes.values_of(self.quantity, placement)[c, is_paired_S]
+                self.outcomes.values_of(self.window or self.quantity, placement)[c, is_paired_S]
                 for placement in (self.arm, self.baseline)
             )
             if is_paired_S.sum() >= 3 and np.ptp(arm_S) > 0 and np.ptp(baseline_S) > 0:
@@ -397,7 +448,8 @@ class _Comparison:
         if np.isnan(rest_C[weight_C != 0]).any() or not weight_C.any():
             return float("nan")
         spread = np.var(weight_C @ mean_CN, ddof=1) - weight_C**2 @ np.nan_to_num(rest_C)
-        return float(100 * np.sqrt(max(spread, 0.0) / mean_CN.shape[-1]))
+        # Estimated below zero it is not known: so little is no evidence that there is none.
+        return float(100 * np.sqrt(spread / mean_CN.shape[-1])) if spread > 0 else float("nan")
 
     @cached_property
     def _image_differences(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -434,3 +486,18 @@ def find_twins(cells: Sequence[Cell], is_member_C: NDArray[np.bool_]) -> NDArray
             rows.append(np.zeros(len(cells)))
             rows[-1][[first, second]] = 1.0, -1.0
     return np.array(rows).reshape(len(rows), len(cells))
+
+
+def _find_outlier(diff_P: NDArray[np.float64], seed_P: NDArray[np.integer]) -> int | None:
+    """The seed whose difference lies farthest out, if it lies farther than chance would put it.
+
+    Source:
+        Iglewicz & Hoaglin 1993, ISBN 0873892607: 3.5 on the scale of the median deviation.
+    """
+    if len(diff_P) < _FEWEST_FOR_OUTLIER:
+        return None
+    distance_P = np.abs(diff_P - np.median(diff_P))
+    scale = np.median(distance_P)
+    if scale <= 0 or distance_P.max() <= _FAR_OUT * scale / 0.6745:
+        return None
+    return int(seed_P[distance_P.argmax()])

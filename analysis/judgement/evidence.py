@@ -8,392 +8,286 @@ Errors are bounded twice, each by Holm over all claims of the grid, tested or no
 affirmed, and a claim wrongly refuted. Within one claim the null hypotheses of a difference and of
 equivalence exclude each other, so a claim needs no further correction.
 
-Legend of shape suffixes: M claims, C cells, S seeds, K parts, `...` any leading axes.
+Legend of shape suffixes: M claims, C cells, `...` any leading axes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from analysis.judgement.effects import GRAFTS, RESIDUAL, SKIP_FREE, find_twins
-from analysis.statistics.contrasts import (
-    Contrast,
-    Mediation,
-    estimate_cells,
-    estimate_contrast,
-    estimate_mediation,
-    heterogeneity_test,
-    mean_weights,
-    twin_weights,
+from analysis.judgement.comparisons import Comparison, Margins, any_of, compare, compare_twins
+from analysis.judgement.effects import (
+    AFTER_AS_BEFORE,
+    AFTER_KINDS,
+    BEFORE_AS_AFTER,
+    GRAFTS,
+    RESIDUAL,
+    SKIP_FREE,
 )
+from analysis.judgement.outcomes import WINDOWS
 from analysis.statistics.multiplicity import holm
-from analysis.statistics.resampling import mcnemar_test
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from analysis.judgement.outcomes import Outcomes
 
-CLAIMS: tuple[str, ...] = ("C1", "C2", "C3", "C4", "C5")
+_AFFIRMED = {
+    "C1": "supported",
+    "C2": "supported",
+    "C3": "equivalent",
+    "C4": "equivalent",
+    "C5": "supported",
+}
+CLAIMS: tuple[str, ...] = tuple(_AFFIRMED)
 
-FEWEST_PAIRS = 3
-"""A cell with fewer pairs decides nothing: with two, any outlier is half the data."""
-HETEROGENEITY_LEVEL = 0.10
-"""Cells that differ at this level are not pooled into an equivalence. Stricter than the 0.05 of
-the claims, since here it is the missed difference that would mislead."""
+MOST_GRAFT_ERROR = 0.01
+"""An arm that borrows steps must take them: largest |log| of a layer's relative step over the
+donor's, at any reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """What one pooled contrast says for, against and of no difference.
+class Mechanism:
+    """C2's intervention: the gain that moves with borrowed steps, and the gain that stays.
 
-    Shapes:
-        pooled and all p-values: (...); parts: (..., K), the cells (or twins) pooled.
-    Units:
-        The p-values already carry every rule that can withhold a word: a rule that does sets
-        them to 1.
+    In each direction both are of one gain: `moved` + `stayed` = `after` minus `before`.
     """
 
-    quantity: str
-    arm: str
-    baseline: str
-    is_member_C: NDArray[np.bool_]
-    pooled: Contrast
-    parts: Contrast
-    margin: float
-    planned: int
-    """Pairs that the grid asks for, all cells together."""
-    run: NDArray[np.intp]
-    """Those of them with an outcome in both arms."""
-    fewest_pairs: NDArray[np.intp]
-    """With an outcome in both arms, in the thinnest cell."""
-    fewest_trained: NDArray[np.intp]
-    """With a difference, in the thinnest cell: both trained, and the reading is a number."""
-    arm_only: NDArray[np.intp]
-    """Pairs in which the arm alone diverged."""
-    baseline_only: NDArray[np.intp]
-    both_diverged: NDArray[np.intp]
-    p_heterogeneity: NDArray[np.float64]
-    is_homogeneous: NDArray[np.bool_]
-    is_opposed_up: NDArray[np.bool_]
-    """A cell is significantly below zero."""
-    is_opposed_down: NDArray[np.bool_]
-    p_up: NDArray[np.float64]
-    """Of "the arm is not better", two-sided."""
-    p_down: NDArray[np.float64]
-    p_equal: NDArray[np.float64]
-    """Of "the difference is at least the margin"."""
-    p_beyond: NDArray[np.float64]
-    """Of "no difference, pooled or in a cell, exceeds the margin"."""
+    moved: tuple[Comparison, Comparison]
+    stayed: tuple[Comparison, Comparison]
 
+    @property
+    def p_goes(self) -> NDArray[np.float64]:
+        """Of "the gain does not go away in one direction or the other"."""
+        return np.maximum.reduce(
+            [*(one.p_up for one in self.moved), *(one.p_average for one in self.stayed)]
+        )
 
-def compare(
-    outcomes: Outcomes,
-    quantity: str,
-    arm: str,
-    baseline: str,
-    pool: Sequence[str],
-    *,
-    margin: float,
-    alpha: float,
-) -> Comparison | None:
-    """Compare two placements over the cells of some architectures; None if the grid has no pair.
+    @property
+    def p_stays(self) -> NDArray[np.float64]:
+        """Of "the gain does not stay, in some cell of one direction or the other"."""
+        return np.maximum.reduce(
+            [*(one.p_equal for one in self.moved), *(one.p_up for one in self.stayed)]
+        )
 
-    A divergence is an outcome of training, so that it speaks on accuracy; on gradient flow it can
-    only withhold a word.
-
-    Units:
-        margin in the unit of the quantity; alpha is the level at which one cell speaks against
-        the others.
-    """
-    is_member_C = outcomes.members(pool) & outcomes.are_planned(arm, baseline).any(-1)
-    if not is_member_C.any():
-        return None
-    diff_CS = outcomes.difference(quantity, arm, baseline)[..., is_member_C, :]
-    floor = outcomes.floor(quantity)
-    everywhere_C = np.ones(diff_CS.shape[-2], bool)
-    diverged = outcomes.count_divergences(arm, baseline, is_member_C)
-    run_C = outcomes.have_run(arm, baseline)[..., is_member_C, :].sum(-1)
-    return _weigh_contrast(
-        quantity=quantity,
-        arm=arm,
-        baseline=baseline,
-        is_member_C=is_member_C,
-        pooled=estimate_contrast(
-            diff_CS,
-            mean_weights(diff_CS, everywhere_C),
-            block_C=outcomes.block_C[is_member_C],
-            floor=floor,
-        ),
-        parts=estimate_cells(diff_CS, floor=floor),
-        margin=margin,
-        alpha=alpha,
-        planned=int(outcomes.are_planned(arm, baseline)[is_member_C].sum()),
-        run=run_C.sum(-1),
-        fewest_pairs=run_C.min(-1),
-        fewest_trained=np.isfinite(diff_CS).sum(-1).min(-1),
-        arm_only=diverged.arm_only,
-        baseline_only=diverged.baseline_only,
-        both_diverged=diverged.both,
-        p_divergence=mcnemar_test(diverged.arm_only, diverged.baseline_only)
-        if quantity == "accuracy"
-        else None,
-    )
-
-
-def compare_twins(
-    outcomes: Outcomes, quantity: str, arm: str, baseline: str, *, margin: float, alpha: float
-) -> Comparison | None:
-    """The same, for what a placement does without skips minus what it does with them.
-
-    Divergences are no test of an interaction: they can only withhold a word here.
-    """
-    is_planned_C = np.asarray(outcomes.are_planned(arm, baseline).any(-1))
-    twin_KC = find_twins(outcomes.cells, is_planned_C)
-    if not len(twin_KC):
-        return None
-    diff_CS = outcomes.difference(quantity, arm, baseline)
-    floor = outcomes.floor(quantity)
-    is_member_C = np.any(twin_KC != 0, axis=0)
-    run_C = outcomes.have_run(arm, baseline)[..., is_member_C, :].sum(-1)
-    without, with_skips = (
-        outcomes.count_divergences(arm, baseline, np.any(sign * twin_KC > 0, axis=0))
-        for sign in (1, -1)
-    )
-    return _weigh_contrast(
-        quantity=quantity,
-        arm=arm,
-        baseline=baseline,
-        is_member_C=is_member_C,
-        pooled=estimate_contrast(
-            diff_CS, twin_weights(diff_CS, twin_KC), block_C=outcomes.block_C, floor=floor
-        ),
-        parts=estimate_contrast(
-            diff_CS[..., np.stack([twin_KC.argmax(-1), twin_KC.argmin(-1)], axis=-1), :],
-            np.array([1.0, -1.0]),
-            block_C=np.arange(2),  # two architectures share no block seed
-            floor=floor,
-        ),
-        margin=margin,
-        alpha=alpha,
-        planned=int(outcomes.are_planned(arm, baseline)[is_member_C].sum()),
-        run=run_C.sum(-1),
-        fewest_pairs=run_C.min(-1),
-        fewest_trained=np.isfinite(diff_CS)[..., is_member_C, :].sum(-1).min(-1),
-        arm_only=without.arm_only + with_skips.baseline_only,
-        baseline_only=without.baseline_only + with_skips.arm_only,
-        both_diverged=without.both + with_skips.both,
-        p_divergence=None,
-    )
-
-
-def _weigh_contrast(
-    *,
-    pooled: Contrast,
-    parts: Contrast,
-    margin: float,
-    alpha: float,
-    planned: int,
-    run: NDArray[np.intp],
-    fewest_pairs: NDArray[np.intp],
-    fewest_trained: NDArray[np.intp],
-    arm_only: NDArray[np.intp],
-    baseline_only: NDArray[np.intp],
-    both_diverged: NDArray[np.intp],
-    p_divergence: NDArray[np.float64] | None,
-    quantity: str,
-    arm: str,
-    baseline: str,
-    is_member_C: NDArray[np.bool_],
-) -> Comparison:
-    """Apply the rules that a mean over cells and an interaction have in common."""
-    lean = np.sign(baseline_only - arm_only)  # +1: divergences speak for the arm
-    is_discordant = arm_only + baseline_only > 0
-    part_holm = holm(parts.p)
-    is_opposed_up = np.asarray(((part_holm <= alpha) & (parts.estimate < 0)).any(-1))
-    is_opposed_down = np.asarray(((part_holm <= alpha) & (parts.estimate > 0)).any(-1))
-    # Where divergences are no evidence of their own, a pair that diverged is none at all.
-    has_enough = (fewest_trained if p_divergence is None else fewest_pairs) >= FEWEST_PAIRS
-
-    def direction(sign: int, *, is_opposed: NDArray[np.bool_]) -> NDArray[np.float64]:
-        # Those that trained are a selection where divergences lean the other way.
-        is_sound = (sign * pooled.estimate > 0) & (sign * lean >= 0)
-        p = np.where(np.isnan(pooled.p), np.nan, np.where(is_sound, pooled.p, 1.0))
-        if p_divergence is not None:
-            is_contrary = (pooled.p <= alpha) & (sign * pooled.estimate < 0)
-            p_lean = np.where((sign * lean > 0) & ~is_contrary, p_divergence, 1.0)
-            p = np.where(is_discordant, _any_of(p, p_lean), p)
-        return np.where(np.isnan(p), p, np.where(has_enough & ~is_opposed, p, 1.0))
-
-    p_heterogeneity = heterogeneity_test(parts, np.isfinite(parts.se))
-    passes_each = (parts.p_equivalent(margin) <= alpha).all(-1)
-    lies_within = (np.abs(parts.estimate) < margin).all(-1)
-    is_homogeneous = passes_each | ((p_heterogeneity > HETEROGENEITY_LEVEL) & lies_within)
-    may_equate = is_homogeneous & ~is_discordant & (fewest_trained >= FEWEST_PAIRS)
-    p_equal = pooled.p_equivalent(margin)
-
-    p_parts = np.fmin.reduce(parts.p_beyond(margin), axis=-1) * np.isfinite(parts.se).sum(-1)
-    p_beyond = _any_of(pooled.p_beyond(margin), p_parts)
-    if p_divergence is not None:
-        p_beyond = np.where(is_discordant, _any_of(p_beyond, p_divergence), p_beyond)
-    return Comparison(
-        quantity=quantity,
-        arm=arm,
-        baseline=baseline,
-        is_member_C=is_member_C,
-        pooled=pooled,
-        parts=parts,
-        margin=margin,
-        planned=planned,
-        run=run,
-        fewest_pairs=fewest_pairs,
-        fewest_trained=fewest_trained,
-        arm_only=arm_only,
-        baseline_only=baseline_only,
-        both_diverged=both_diverged,
-        p_heterogeneity=p_heterogeneity,
-        is_homogeneous=is_homogeneous,
-        is_opposed_up=is_opposed_up,
-        is_opposed_down=is_opposed_down,
-        p_up=direction(1, is_opposed=is_opposed_up),
-        p_down=direction(-1, is_opposed=is_opposed_down),
-        p_equal=np.where(np.isnan(p_equal), p_equal, np.where(may_equate, p_equal, 1.0)),
-        p_beyond=np.where(has_enough | np.isnan(p_beyond), p_beyond, 1.0),
-    )
-
-
-def _any_of(*p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P-value of "none of them", by Bonferroni; NaN where none could be tested."""
-    return np.minimum(1.0, len(p_values) * np.fmin.reduce(p_values))
+    def is_conflicting(self, alpha: float) -> NDArray[np.bool_]:
+        """Does the gain go where steps go in one direction, and stay in the other?"""
+        goes = [
+            np.maximum(moved.p_up, stayed.p_average) <= alpha
+            for moved, stayed in zip(self.moved, self.stayed, strict=True)
+        ]
+        stays = [
+            np.maximum(moved.p_equal, stayed.p_up) <= alpha
+            for moved, stayed in zip(self.moved, self.stayed, strict=True)
+        ]
+        return (goes[0] & stays[1]) | (goes[1] & stays[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """For each claim: p-values of what affirms it and of the two ways to refute it.
+    """For each claim: p-values of what affirms it and of the ways to refute it.
 
     Shapes:
-        affirms_M, contradicts_M, equates_M: (..., M), in the order of `CLAIMS`; NaN: untestable.
+        affirms_M, contradicts_M, equates_M, averages_M: (..., M), in the order of `CLAIMS`; NaN:
+        untestable.
     """
 
     affirms_M: NDArray[np.float64]
     contradicts_M: NDArray[np.float64]
     equates_M: NDArray[np.float64]
+    averages_M: NDArray[np.float64]
+    """Equivalence of the mean over cells alone."""
     words: tuple[str, ...]
     """What each claim is called where it is affirmed."""
     comparisons: Mapping[str, tuple[Comparison, ...]]
     """Of each claim, the deciding one first; empty where the grid cannot test it."""
-    mediation: Mediation | None
+    mechanism: Mechanism | None = None
+    unusable: tuple[str, ...] = ()
+    """Arms of the intervention that did not take the steps they were given."""
+    is_blind: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Claims in whose cells the plan's positive control shows no difference, so that nothing can
+    be called equivalent there."""
 
 
-def weigh(
-    outcomes: Outcomes, *, margin_accuracy: float, margin_flow: float, alpha: float
-) -> Evidence:
+def weigh(outcomes: Outcomes, *, margins: Margins, alpha: float, control: str = "") -> Evidence:
     """Test everything that the claims speak of, on one study.
 
     * C1 is affirmed by `after` above `before` and above `none` (where the grid has it): both must
       hold, so the larger p-value counts (intersection-union). It is refuted by either being
-      below, or by equivalence with `before`.
-    * C2 needs a higher flow, a higher accuracy, and a path between them. In arms that borrow each
-      other's flow the path is a contrast like any other. Without such arms it is the slope of
-      accuracy on flow within pairs (joint significance), and then the rows, being only observed,
-      cannot show more than consistency. It is refuted by any of these pointing the other way, by
-      equal flow, or by a borrowed flow that changes nothing.
-    * C3 and C4 are affirmed by equivalence pooled, without differences between cells, and refuted
-      by a difference beyond the margin, pooled or in a cell.
+      below, or by equivalence with `before` in every cell.
+    * C2 asks first for a gain to explain. Then flow must be higher in every window. Then arms with
+      borrowed step sizes tell: a gain that goes away where both orders take steps of one size
+      affirms C2, a gain that stays refutes it, and both directions must agree. All is judged on
+      the cells that have these arms. Without them the rows can only be consistent with C2.
+    * C3 and C4 are affirmed by equivalence in every cell, for each way to put the norm after the
+      activation, and refuted by a difference beyond the margin, pooled or in a cell. C4 in every
+      window.
     * C5 is affirmed by `after` gaining more without skips than with them, between twins.
 
+    `control` names the arm whose difference from `before` is known to exist: where it does not
+    show, nothing is called equivalent.
+
     Source:
-        Berger 1982, doi:10.1080/00401706.1982.10487790 (intersection-union); MacKinnon et al.
-        2002, doi:10.1037/1082-989X.7.1.83 (joint significance).
+        Berger 1982, doi:10.1080/00401706.1982.10487790 (intersection-union).
     """
-
-    def on(
-        quantity: str, arm: str, baseline: str, pool: Sequence[str], *, margin: float
-    ) -> Comparison | None:
-        return compare(outcomes, quantity, arm, baseline, pool, margin=margin, alpha=alpha)
-
-    order = on("accuracy", "after", "before", SKIP_FREE, margin=margin_accuracy)
-    norm = on("accuracy", "after", "none", SKIP_FREE, margin=margin_accuracy)
-    flow = on("gradient", "after", "before", SKIP_FREE, margin=margin_flow)
-    residual = on("accuracy", "after", "before", RESIDUAL, margin=margin_accuracy)
-    residual_flow = on("gradient", "after", "before", RESIDUAL, margin=margin_flow)
-    twins = compare_twins(
-        outcomes, "accuracy", "after", "before", margin=margin_accuracy, alpha=alpha
+    compare_on = partial(compare, outcomes, margins=margins, alpha=alpha)
+    free_C, residual_C = outcomes.members(SKIP_FREE), outcomes.members(RESIDUAL)
+    # A check that no reading allows is not passed either.
+    unusable = tuple(
+        arm for arm, error in outcomes.graft_errors.items() if not error <= MOST_GRAFT_ERROR
     )
-    grafts = [
-        graft
-        for arm, baseline in GRAFTS
-        if (graft := on("accuracy", arm, baseline, SKIP_FREE, margin=margin_accuracy))
-    ]
-    mediation = _mediate(outcomes, order) if order and flow else None
-
-    untested = np.full(outcomes.accuracy_PCS.shape[:-3], np.nan)
-    tests = dict.fromkeys(CLAIMS, (untested, untested, untested))
-    if order and norm:
-        tests["C1"] = (
-            np.maximum(order.p_up, norm.p_up),
-            _any_of(order.p_down, norm.p_down),
-            order.p_equal,
+    grafted_C = free_C & _have_grafts(outcomes, unusable)
+    mechanism = None
+    if grafted_C.any():
+        moved, moved_back, stayed, stayed_back = (
+            cast("Comparison", compare_on("accuracy", *pair, grafted_C)) for pair in GRAFTS
         )
-    elif order:
-        tests["C1"] = (order.p_up, order.p_down, order.p_equal)
-    if order and flow and mediation:
-        p_slope = np.where(mediation.slope > 0, mediation.p, 1.0)
-        p_slope = np.where(np.isnan(mediation.p), np.nan, p_slope)
-        paths = [graft.p_up for graft in grafts] or [p_slope]
-        tests["C2"] = (
-            np.maximum.reduce([flow.p_up, order.p_up, *paths]),
-            _any_of(flow.p_down, order.p_down, *(graft.p_down for graft in grafts)),
-            _any_of(flow.p_equal, *(graft.p_equal for graft in grafts)),
-        )
-    for claim, comparison in (("C3", residual), ("C4", residual_flow)):
-        if comparison:
-            tests[claim] = (comparison.p_equal, comparison.p_beyond, untested)
-    if twins:
-        tests["C5"] = (twins.p_up, twins.p_down, twins.p_equal)
-
-    affirms_M, contradicts_M, equates_M = (
-        np.stack([tests[claim][way] for claim in CLAIMS], axis=-1) for way in range(3)
-    )
-    found = {
-        "C1": (order, norm),
-        "C2": (flow, order, *grafts),
-        "C3": (residual,),
-        "C4": (residual_flow,),
-        "C5": (twins,),
+        mechanism = Mechanism(moved=(moved, moved_back), stayed=(stayed, stayed_back))
+    twins = compare_twins(outcomes, "accuracy", "after", "before", margins=margins, alpha=alpha)
+    tests = {
+        "C1": _test_order(compare_on, free_C),
+        "C2": _test_cause(compare_on, grafted_C if mechanism else free_C, mechanism),
+        "C3": _test_equality(compare_on, ["accuracy"], residual_C),
+        "C4": _test_equality(compare_on, list(WINDOWS), residual_C),
+        "C5": _Test.of(twins) if twins else _Test(),
     }
+    is_blind: dict[str, NDArray[np.bool_]] = {}
+    if control in outcomes.placements:
+        for claim, quantity, pool_C in (
+            ("C1", "accuracy", free_C),
+            ("C3", "accuracy", residual_C),
+            ("C4", "whole", residual_C),
+            ("C5", "accuracy", twins.is_member_C if twins else free_C),
+        ):
+            seen = compare_on(quantity, "before", control, pool_C)
+            shows = np.asarray(seen is not None and np.fmin(seen.p_up, seen.p_down) <= alpha)
+            is_blind[claim] = ~shows
+            withheld = {"equates", "averages"}
+            if _AFFIRMED[claim] == "equivalent":
+                withheld.add("affirms")
+            tests[claim] = replace(
+                tests[claim],
+                **{way: np.where(shows, getattr(tests[claim], way), np.nan) for way in withheld},
+            )
+
+    def stack(way: str) -> NDArray[np.float64]:
+        lead = outcomes.accuracy_PCS.shape[:-3]
+        found = [np.broadcast_to(getattr(test, way), lead) for test in tests.values()]
+        return np.stack(found, axis=-1)
+
     return Evidence(
-        affirms_M=affirms_M,
-        contradicts_M=contradicts_M,
-        equates_M=equates_M,
-        words=(
-            "supported",
-            "supported" if grafts else "inconclusive",
-            "equivalent",
-            "equivalent",
-            "supported",
+        affirms_M=stack("affirms"),
+        contradicts_M=stack("contradicts"),
+        equates_M=stack("equates"),
+        averages_M=stack("averages"),
+        words=tuple(
+            "inconclusive" if claim == "C2" and not mechanism else word
+            for claim, word in _AFFIRMED.items()
         ),
-        comparisons={
-            claim: tuple(one for one in several if one) if several[0] else ()
-            for claim, several in found.items()
-        },
-        mediation=mediation,
+        comparisons={claim: test.comparisons for claim, test in tests.items()},
+        mechanism=mechanism,
+        unusable=unusable,
+        is_blind=is_blind,
     )
 
 
-def _mediate(outcomes: Outcomes, order: Comparison) -> Mediation:
-    is_member_C = order.is_member_C[:, None]
-    flows = [outcomes.values_of("gradient", name) for name in (order.arm, order.baseline)]
-    return estimate_mediation(
-        np.where(is_member_C, outcomes.difference("accuracy", order.arm, order.baseline), np.nan),
-        flows[0] - flows[1],
-        (flows[0] + flows[1]) / 2,
+_never = partial(np.array, np.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Test:
+    """The p-values of one claim and the comparisons they come from; NaN: it cannot be tested."""
+
+    comparisons: tuple[Comparison, ...] = ()
+    affirms: NDArray[np.float64] = field(default_factory=_never)
+    contradicts: NDArray[np.float64] = field(default_factory=_never)
+    equates: NDArray[np.float64] = field(default_factory=_never)
+    averages: NDArray[np.float64] = field(default_factory=_never)
+
+    @classmethod
+    def of(cls, one: Comparison) -> _Test:
+        """Of a claim that says which way a difference goes."""
+        return cls(
+            comparisons=(one,),
+            affirms=one.p_up,
+            contradicts=one.p_down,
+            equates=one.p_equal,
+            averages=one.p_average,
+        )
+
+
+def _test_order(on: Callable[..., Comparison | None], free_C: NDArray[np.bool_]) -> _Test:
+    order = on("accuracy", "after", "before", free_C)
+    norm = on("accuracy", "after", "none", free_C)
+    if not order:
+        return _Test()
+    if not norm:
+        return _Test.of(order)
+    return replace(
+        _Test.of(order),
+        comparisons=(order, norm),
+        affirms=np.maximum(order.p_up, norm.p_up),
+        contradicts=any_of(order.p_down, norm.p_down),
     )
+
+
+def _test_cause(
+    on: Callable[..., Comparison | None], pool_C: NDArray[np.bool_], mechanism: Mechanism | None
+) -> _Test:
+    gain = on("accuracy", "after", "before", pool_C)
+    flows = [one for window in WINDOWS if (one := on(window, "after", "before", pool_C))]
+    if not gain:
+        return _Test()
+    p_higher, p_lower, p_same = (
+        np.maximum(gain.p_up, _all_of(flows, p)) for p in ("p_up", "p_down", "p_equal")
+    )
+    if mechanism is None:
+        return _Test(
+            comparisons=(gain, *flows), affirms=p_higher, contradicts=p_lower, equates=p_same
+        )
+    return _Test(
+        comparisons=(gain, *flows, *mechanism.moved, *mechanism.stayed),
+        affirms=np.maximum(p_higher, mechanism.p_goes),
+        contradicts=any_of(p_lower, np.maximum(gain.p_up, mechanism.p_stays)),
+        equates=p_same,
+    )
+
+
+def _test_equality(
+    on: Callable[..., Comparison | None], quantities: Sequence[str], pool_C: NDArray[np.bool_]
+) -> _Test:
+    """Of all quantities, and for each way to put the norm after the activation."""
+    by_kind = [
+        [on(quantity, kind, "before", pool_C) for quantity in quantities] for kind in AFTER_KINDS
+    ]
+    found = [[one for one in several if one] for several in by_kind if all(several)]
+    if not found:
+        return _Test()
+    return _Test(
+        comparisons=tuple(one for several in found for one in several),
+        affirms=np.maximum.reduce([_all_of(several, "p_equal") for several in found]),
+        contradicts=any_of(*(_all_of(several, "p_beyond") for several in found)),
+        averages=np.maximum.reduce([_all_of(several, "p_average") for several in found]),
+    )
+
+
+def _all_of(several: Sequence[Comparison], p: str) -> NDArray[np.float64]:
+    """The largest p-value of that name (intersection-union); NaN if any is."""
+    return np.maximum.reduce([getattr(one, p) for one in several])
+
+
+def _have_grafts(outcomes: Outcomes, unusable: Sequence[str]) -> NDArray[np.bool_]:
+    """Cells that have both arms of the intervention: (C,)."""
+    if {AFTER_AS_BEFORE, BEFORE_AS_AFTER} & set(unusable):
+        return np.zeros(len(outcomes.cells), bool)
+    has_C = np.asarray(outcomes.are_planned("after", AFTER_AS_BEFORE).any(-1))
+    return has_C & outcomes.are_planned("before", BEFORE_AS_AFTER).any(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,33 +303,39 @@ class Call:
     """What the rows could show of C2 they do show; never true of another claim."""
     affirms_M: NDArray[np.float64]
     refutes_M: NDArray[np.float64]
+    averages_M: NDArray[np.float64]
 
 
-def call(
-    affirms_M: NDArray[np.float64],
-    contradicts_M: NDArray[np.float64],
-    equates_M: NDArray[np.float64],
-    *,
-    words: Sequence[str],
-    alpha: float,
-) -> Call:
-    """Turn p-values into words.
-
-    Shapes:
-        affirms_M, contradicts_M, equates_M: (..., M), one entry per claim; `words` (M,) says what
-        each is called where it is affirmed.
-    """
-    affirms_M, refutes_M = holm(affirms_M), holm(np.fmin(contradicts_M, equates_M))
+def call(evidence: Sequence[Evidence], *, alpha: float) -> Call:
+    """Turn the evidence of one or several studies, read together, into words."""
+    raw = {
+        name: np.concatenate([getattr(one, name) for one in evidence], axis=-1)
+        for name in ("affirms_M", "contradicts_M", "equates_M", "averages_M")
+    }
+    words = [word for one in evidence for word in one.words]
+    affirms_M = holm(raw["affirms_M"])
+    refutes_M = holm(np.fmin(raw["contradicts_M"], raw["equates_M"]))
+    averages_M = holm(raw["averages_M"])
     is_affirmed_M = affirms_M <= alpha
     is_refuted_M = refutes_M <= alpha
-    is_contradicted_M = is_refuted_M & ~(equates_M < contradicts_M)
+    # A way that was withheld (NaN) led to no word.
+    equates_M, contradicts_M = (
+        np.where(np.isnan(raw[way]), np.inf, raw[way]) for way in ("equates_M", "contradicts_M")
+    )
+    is_contradicted_M = is_refuted_M & (contradicts_M <= equates_M)
     return Call(
         word_M=np.select(
-            [is_affirmed_M, is_contradicted_M, is_refuted_M],
-            [np.broadcast_to(words, affirms_M.shape), "contradicted", "equivalent"],
+            [is_affirmed_M, is_contradicted_M, is_refuted_M, averages_M <= alpha],
+            [
+                np.broadcast_to(words, affirms_M.shape),
+                "contradicted",
+                "equivalent",
+                "equivalent on average",
+            ],
             "inconclusive",
         ),
         is_consistent_M=is_affirmed_M & (np.array(words) == "inconclusive"),
         affirms_M=affirms_M,
         refutes_M=refutes_M,
+        averages_M=averages_M,
     )

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import BLOCK
+from analysis.statistics.looks import ONLY_LOOK, Look
+from analysis.statistics.proportions import RiskDifference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,22 +25,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from analysis.load import Results
-    from harness.study.records import AnalysisPlan
 
-_SMALLEST_FLOW = 2.0**-126
-"""The smallest normal float32: a gradient norm below it has died out, and is read as this."""
-_LAYERS = {
-    "first": "at the first layer",
-    "mean": "averaged over the layers",
-    "slope": "as its fall over the layers",
-}
-_WINDOWS = {
+WINDOWS = {
     "init": "at initialisation",
-    "first-epoch": "over the first epoch",
-    "last": "at the last reading",
+    "first": "in the first epoch",
+    "whole": "over the whole training",
 }
+"""When gradient flow is judged: a difference counts where all three show it."""
+LAYERS = {"first": "at the first layer", "fall": "as its fall over the layers"}
+"""Other ways to reduce the layers than their mean, which decides: for the robustness panel."""
+
+FEWEST_PAIRS = 3
+"""A cell with fewer pairs decides nothing, and is named: with two, any outlier is half the data."""
+
+_OF_THE_ARM = {"flow", "flow_lr", "flow_weight_decay"}
+"""Settings of a block that tell arms apart, not cells."""
+
+_SMALLEST_STEP = 1e-5
+"""Relative size of a step below which float32 rounds it by more than a percent."""
+
 _FLOW_RESOLUTION = 2.0**-23 / np.log(10)
 """Dex between neighbouring float32 numbers."""
+
+_CHANCE_Z = 3.1
+"""Standard deviations above guessing from which on a network has learned: one in a thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +61,13 @@ class Cell:
     """Settings that tell it from other cells of its architecture and depth, to print."""
     settings: tuple[object, ...] = ()
     """All that its trials share but architecture and depth: equal in cells that differ in these."""
+    is_control: bool = False
+    """The head reads one more batch norm in every arm: shown beside the claims, not judged."""
 
     @property
     def label(self) -> str:
-        """The cell as one would say it aloud."""
+        """The cell as a reader names it."""
         return " ".join(filter(None, (f"{self.architecture}-{self.depth}", self.variant)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Divergences:
-    """Pairs by which arm diverged: counts of shape (...)."""
-
-    arm_only: NDArray[np.intp]
-    baseline_only: NDArray[np.intp]
-    both: NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ class Outcomes:
     """Everything measured on one study, and what was planned.
 
     Shapes:
-        accuracy_PCS, flow_PCS, ran_PCS, diverged_PCS: (..., P, C, S).
+        accuracy_PCS, flow_PCS (of each window), ran_PCS, diverged_PCS: (..., P, C, S).
         planned_PCS, wall_time_PCS: (P, C, S).
         block_C: (C,), equal where cells share their block seeds.
         correct_PCSN: (P, C, S, N), or None where it was not recorded.
@@ -84,28 +87,60 @@ class Outcomes:
     recipe: str
     cells: tuple[Cell, ...]
     placements: tuple[str, ...]
-    """The arms: placements, and placements with borrowed flow under a name of their own."""
+    """The arms: placements, and placements with borrowed step sizes under a name of their own."""
     seeds: tuple[int, ...]
     block_C: NDArray[np.intp]
     accuracy_PCS: NDArray[np.float64]
-    flow_PCS: NDArray[np.float64]
+    flow_PCS: Mapping[str, NDArray[np.float64]]
+    """By window, the mean over layers."""
     ran_PCS: NDArray[np.bool_]
     diverged_PCS: NDArray[np.bool_]
     planned_PCS: NDArray[np.bool_]
     wall_time_PCS: NDArray[np.float64]
-    other_flows: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """What `flow_PCS` would be with another layer or time than the plan fixed, by its name."""
+    other_flows: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    """What `flow_PCS` would be with the layers reduced otherwise, by its name."""
+    chance: float = float("nan")
+    """Accuracy of guessing, in percent; NaN where it is not known."""
+    images: int = 0
+    """Test images; 0 where it is not known."""
     correct_PCSN: NDArray[np.int8] | None = None
-    resolution: float = 0.0
-    """Percentage points that one test image is worth; 0 where it is not known."""
+    graft_errors: Mapping[str, float] = field(default_factory=dict)
+    """Arm with borrowed steps -> how far they are from the donor's, at most; NaN: not recorded."""
+    look: Look = ONLY_LOOK
+
+    @property
+    def trained_PCS(self) -> NDArray[np.bool_]:  # noqa: N802 (a shape suffix)
+        """Did the trial finish and learn anything?"""
+        return np.isfinite(self.accuracy_PCS) & ~(self.accuracy_PCS <= self.least_accuracy)
+
+    @property
+    def least_accuracy(self) -> float:
+        """The accuracy above which a network is shown to do better than guessing; NaN: unknown.
+
+        Units:
+            Percent.
+        """
+        share = self.chance / 100
+        return self.chance + 100 * _CHANCE_Z * np.sqrt(share * (1 - share) / (self.images or 1_000))
+
+    @property
+    def resolution(self) -> float:
+        """Percentage points that one test image is worth; 0 where it is not known."""
+        return 100 / self.images if self.images else 0.0
 
     def difference(self, quantity: str, arm: str, baseline: str) -> NDArray[np.float64]:
-        """Arm minus baseline, NaN where a trial of the pair did not finish: (..., C, S)."""
+        """Arm minus baseline, NaN where a trial of the pair did not train: (..., C, S)."""
         return self.values_of(quantity, arm) - self.values_of(quantity, baseline)
 
-    def values_of(self, quantity: str, placement: str) -> NDArray[np.float64]:
-        """One arm's values, NaN where the trial did not finish: (..., C, S)."""
-        return self._of(self.accuracy_PCS if quantity == "accuracy" else self.flow_PCS, placement)
+    def values_of(self, quantity: str, arm: str) -> NDArray[np.float64]:
+        """One arm's accuracy, or flow in a window; NaN where it did not train: (..., C, S)."""
+        values_PCS = self.accuracy_PCS if quantity == "accuracy" else self.flow_PCS[quantity]
+        return np.where(self._of(self.trained_PCS, arm), self._of(values_PCS, arm), np.nan)
+
+    def scores_of(self, arm: str) -> NDArray[np.float64]:
+        """One arm's accuracy, a diverged trial at chance; NaN where it did not run: (..., C, S)."""
+        accuracy_CS = self._of(self.accuracy_PCS, arm)
+        return np.where(self._of(self.diverged_PCS, arm), self.chance, accuracy_CS)
 
     def floor(self, quantity: str) -> float:
         """Variance below which a spread of differences cannot be told from rounding.
@@ -126,29 +161,56 @@ class Outcomes:
         """Pairs with an outcome in both arms, a divergence being one: (..., C, S)."""
         return self._of(self.ran_PCS, arm) & self._of(self.ran_PCS, baseline)
 
-    def count_divergences(
-        self, arm: str, baseline: str, is_member_C: NDArray[np.bool_]
-    ) -> Divergences:
-        """Pairs with an outcome in both arms, by which arm diverged."""
-        has_run_CS = self.have_run(arm, baseline) & is_member_C[:, None]
-        arm_CS, baseline_CS = (
-            has_run_CS & self._of(self.diverged_PCS, placement) for placement in (arm, baseline)
+    def risks(self, arm: str, baseline: str) -> RiskDifference:
+        """How much more often the arm diverges or learns nothing, in each cell: (..., C)."""
+        has_run_CS = self.have_run(arm, baseline)
+        arm_CS, baseline_CS = (has_run_CS & ~self._of(self.trained_PCS, a) for a in (arm, baseline))
+        return RiskDifference(
+            arm_only=(arm_CS & ~baseline_CS).sum(-1),
+            baseline_only=(baseline_CS & ~arm_CS).sum(-1),
+            pairs=has_run_CS.sum(-1),
         )
-        return Divergences(
-            arm_only=(arm_CS & ~baseline_CS).sum((-2, -1)),
-            baseline_only=(baseline_CS & ~arm_CS).sum((-2, -1)),
-            both=(arm_CS & baseline_CS).sum((-2, -1)),
-        )
+
+    def risk(self, arm: str, baseline: str, is_member_C: NDArray[np.bool_]) -> RiskDifference:
+        """The same over all pairs of the member cells: (...)."""
+        return self.risks(arm, baseline).over(is_member_C).pooled()
+
+    def count_untrained(self, arm: str, is_member_C: NDArray[np.bool_]) -> tuple[int, int]:
+        """Trials of an arm that diverged, and that finished and learned nothing."""
+        ran_CS = self._of(self.ran_PCS, arm) & is_member_C[:, None]
+        diverged_CS = ran_CS & self._of(self.diverged_PCS, arm)
+        untrained_CS = ran_CS & ~self._of(self.trained_PCS, arm)
+        return int(diverged_CS.sum()), int((untrained_CS & ~diverged_CS).sum())
+
+    def are_uninformative(self, arm: str, baseline: str, margin: float) -> NDArray[np.bool_]:
+        """Cells in which no difference of accuracy could have shown: (..., C).
+
+        Either no trial of either arm learned anything, or the two leave no more to gain, on
+        average, than the margin. Of the average, since it does not depend on their difference: one
+        arm that has nothing left to gain beside another that has is a difference that shows.
+        """
+        means = []
+        for name in (arm, baseline):
+            values_CS = self.values_of("accuracy", name)
+            count_C = np.isfinite(values_CS).sum(-1)
+            mean_C = np.nansum(values_CS, axis=-1) / np.maximum(count_C, 1)
+            means.append(np.where(count_C > 0, mean_C, np.nan))
+        has_run_C = self.have_run(arm, baseline).any(-1)
+        has_learned_C = np.isfinite(means).any(0)
+        return np.where(has_learned_C, 100 - np.mean(means, axis=0) <= margin, has_run_C)
 
     def members(self, architectures: Sequence[str]) -> NDArray[np.bool_]:
-        """Cells of these architectures: (C,)."""
-        return np.array([cell.architecture in architectures for cell in self.cells], bool)
+        """Cells of these architectures that a claim is judged on: (C,)."""
+        return np.array(
+            [cell.architecture in architectures and not cell.is_control for cell in self.cells],
+            bool,
+        )
 
-    def _of(self, values_PCS: NDArray[Any], placement: str) -> NDArray[Any]:
-        return values_PCS[..., self.placements.index(placement), :, :]
+    def _of(self, values_PCS: NDArray[Any], arm: str) -> NDArray[Any]:
+        return values_PCS[..., self.placements.index(arm), :, :]
 
 
-def collect_outcomes(results: Results) -> tuple[Outcomes, ...]:
+def collect_outcomes(results: Results, look: Look = ONLY_LOOK) -> tuple[Outcomes, ...]:
     """The rows as arrays: one `Outcomes` per data set and recipe, tuning trials left out.
 
     Arms are paired by everything but placement, program, learning rate, weight decay and whose
@@ -157,78 +219,76 @@ def collect_outcomes(results: Results) -> tuple[Outcomes, ...]:
     """
     planned = results.planned[results.planned["stage"] == "study"]
     trials = results.trials.set_index("trial_id")
-    plans = {"flow": results.plan, **dict(vary_flow(results.plan))}
-    flows = pd.DataFrame(
-        {name: measure_flow(results.gradients, plan) for name, plan in plans.items()},
-        index=trials.index,
-    )
+    flows = measure_flows(results.readings).reindex(trials.index)
     studies = planned.groupby(["dataset", "recipe"], sort=False)
     return tuple(
-        _collect_study(str(dataset), str(recipe), rows, trials, flows)
+        replace(
+            _collect_study(str(dataset), str(recipe), rows, trials, flows),
+            chance=results.chance.get(str(dataset), float("nan")),
+            graft_errors=_check_grafts(rows, results.gradients),
+            look=look,
+        )
         for (dataset, recipe), rows in studies  # pyright: ignore[reportGeneralTypeIssues]
     )
 
 
-def vary_flow(plan: AnalysisPlan) -> Iterator[tuple[str, AnalysisPlan]]:
-    """The plan with another layer or another time, one thing at a time, and what that is called.
+def measure_flows(readings: pd.DataFrame) -> pd.DataFrame:
+    """Gradient flow of each trial in each window: columns (reduction of the layers, window).
 
-    Of a plan over all times only the readings that it needs are loaded: no layer but its own.
-    """
-    for layer, name in _LAYERS.items():
-        if plan.gradient_window != "all" and layer != plan.gradient_layer:
-            yield name, replace(plan, gradient_layer=layer)
-    for window, name in _WINDOWS.items():
-        if window != plan.gradient_window:
-            yield name, replace(plan, gradient_window=window)
-
-
-def measure_flow(gradients: pd.DataFrame, plan: AnalysisPlan) -> pd.Series:
-    """Gradient flow of each trial, the scalar that the plan fixed: indexed by trial_id.
+    The mean over the readings of a window: those beyond step 0 up to the first epoch's end, and
+    those at the ends of all epochs, which are equally spaced.
 
     Units:
-        log10; where the plan's layer is 'slope', log10 of the ratio between the ends of the line
-        fitted over the layers, last over first.
+        log10, as the readings are.
     """
-    rows = gradients[["trial_id", "step", "epoch", "layer_index", plan.gradient_column]]
-    match plan.gradient_window:
-        case "first-epoch":
-            rows = rows[(rows["step"] > 0) & (rows["epoch"] <= 1)]
-        case "all":
-            pass
-        case "init":
-            rows = rows[rows["step"] == 0]
-        case "last":
-            rows = rows[rows["step"] == rows.groupby("trial_id")["step"].transform("max")]
-        case unknown:
-            raise ValueError(f"gradient_window {unknown!r}: first-epoch, all, init or last")
-    # A norm of zero is flow that died out, not a missing reading; NaN and inf stay no number.
-    flow = rows[plan.gradient_column].clip(lower=_SMALLEST_FLOW)
-    rows = rows.assign(flow=np.log10(flow.where(np.isfinite(flow))))
-    match plan.gradient_layer:
-        case "first":
-            first = rows.groupby("trial_id")["layer_index"].transform("min")
-            rows = rows[rows["layer_index"] == first]
-        case "mean":
-            pass
-        case "slope":
-            rows = _fall_over_layers(rows)
-        case unknown:
-            raise ValueError(f"gradient_layer {unknown!r}: first, mean or slope")
-    by_trial = rows.groupby("trial_id")["flow"]
-    return by_trial.mean().where(by_trial.count() == by_trial.size())
+    step, epoch = readings["step"], readings["epoch"]
+    is_in = {
+        "init": step == 0,
+        "first": (step > 0) & (epoch <= 1),
+        "whole": (step > 0) & (epoch % 1 == 0),
+    }
+    columns = {}
+    for layers in ("mean", *LAYERS):
+        for window, rows in is_in.items():
+            by_trial = readings[rows].groupby("trial_id")[layers]
+            columns[layers, window] = by_trial.mean().where(by_trial.count() == by_trial.size())
+    return pd.DataFrame(columns)
 
 
-def _fall_over_layers(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per reading: the fitted line's rise from the first layer to the last."""
-    reading = rows.groupby(["trial_id", "step"])
-    offset = rows["layer_index"] - reading["layer_index"].transform("mean")
-    sums = (
-        rows.assign(xx=offset**2, xy=offset * rows["flow"], bad=rows["flow"].isna())
-        .groupby(["trial_id", "step"])
-        .agg(xx=("xx", "sum"), xy=("xy", "sum"), bad=("bad", "any"), layers=("flow", "size"))
+def _check_grafts(planned: pd.DataFrame, gradients: pd.DataFrame) -> dict[str, float]:
+    """How far the steps of each arm that borrows are from its donor's: largest |log| of the ratio.
+
+    NaN where no reading of a trial and of its donor says. Steps as small as the rounding of float32,
+    as the last ones of a cosine schedule are, say nothing.
+    """
+    borrowed = planned[planned["flow"] != "own"]
+    if borrowed.empty:
+        return {}
+    key = [name for name in BLOCK if name not in _OF_THE_ARM]
+    donors = planned[planned["flow"] == "own"]
+    pairs = borrowed.merge(
+        donors, left_on=[*key, "flow"], right_on=[*key, "placement"], suffixes=("", "_of_donor")
     )
-    rise = sums["xy"] / sums["xx"].where(sums["xx"] > 0) * (sums["layers"] - 1)
-    return rise.where(~sums["bad"]).rename("flow").reset_index()
+    has_own_recipe = pairs["flow_lr"] > 0
+    for name in ("lr", "weight_decay"):
+        lent = pairs[f"flow_{name}"].where(has_own_recipe, pairs[name])
+        pairs = pairs[pairs[f"{name}_of_donor"] == lent]
+    sizes = gradients[gradients["step"] > 0].set_index(["trial_id", "step", "layer_index"])[
+        "update_ratio"
+    ]
+    by_trial = {name: rows.droplevel(0) for name, rows in sizes.groupby(level=0)}
+    errors: dict[str, float] = {}
+    for row in pairs.to_dict("records"):
+        arm = name_arm(row["placement"], row["flow"])
+        own, donor = (by_trial.get(row[name]) for name in ("trial_id", "trial_id_of_donor"))
+        errors.setdefault(arm, float("nan"))
+        if own is not None and donor is not None:
+            own, donor = own.align(donor, join="inner")
+            is_told = np.fmax(own, donor) > _SMALLEST_STEP
+            with np.errstate(divide="ignore", invalid="ignore"):
+                distance = np.abs(np.log(own[is_told] / donor[is_told])).max()
+            errors[arm] = float(np.fmax(errors[arm], distance))
+    return errors
 
 
 def _collect_study(
@@ -238,7 +298,7 @@ def _collect_study(
     trials: pd.DataFrame,
     flows: pd.DataFrame,
 ) -> Outcomes:
-    key = [name for name in BLOCK if name not in {"seed", "flow"}]
+    key = [name for name in BLOCK if name not in {"seed", *_OF_THE_ARM}]
     rates = ["lr", "weight_decay"]
     arms = [name_arm(*pair) for pair in zip(planned["placement"], planned["flow"], strict=True)]
     # An arm that borrows its own flow repeats itself.
@@ -259,7 +319,7 @@ def _collect_study(
     )
     shape = (len(placements), len(cell_rows), len(seeds))
     found = trials.reindex(planned["trial_id"])
-    has_run = found["status"].notna().to_numpy()
+    has_run = np.asarray(found["status"].notna())
     is_done = (found["status"] == "done").to_numpy()
 
     def spread(values: NDArray[Any], *, empty: Any) -> NDArray[Any]:  # noqa: ANN401
@@ -269,9 +329,15 @@ def _collect_study(
 
     accuracy = np.where(is_done, 100 * found["test_accuracy"].to_numpy(float), np.nan)
     measured = flows.reindex(planned["trial_id"])
-    flow_PCS, *other_PCS = (
-        spread(np.where(is_done, flow_T, np.nan), empty=np.nan) for flow_T in measured.to_numpy().T
-    )
+
+    def spread_flow(layers: str) -> dict[str, NDArray[np.float64]]:
+        return {
+            window: spread(
+                np.where(is_done, measured[layers, window].to_numpy(float), np.nan), empty=np.nan
+            )
+            for window in WINDOWS
+        }
+
     bits = [b if done else b"" for b, done in zip(found["test_correct"], is_done, strict=True)]
     images = _count_test_images(bits, accuracy / 100)
     correct_PCSN = None
@@ -289,14 +355,14 @@ def _collect_study(
         seeds=seeds,
         block_C=_number(cell_rows, ["architecture", "depth"])[0],
         accuracy_PCS=spread(accuracy, empty=np.nan),
-        flow_PCS=flow_PCS,
-        other_flows=dict(zip(map(str, measured.columns[1:]), other_PCS, strict=True)),
+        flow_PCS=spread_flow("mean"),
+        other_flows={name: spread_flow(layers) for layers, name in LAYERS.items()},
         ran_PCS=spread(has_run, empty=False),
         diverged_PCS=spread((found["status"] == "diverged").to_numpy(), empty=False),
         planned_PCS=spread(np.ones(len(planned), bool), empty=False),
         wall_time_PCS=spread(found["wall_time"].to_numpy(float), empty=np.nan),
+        images=images,
         correct_PCSN=correct_PCSN,
-        resolution=100 / images if images else 0.0,
     )
 
 
@@ -329,6 +395,7 @@ def _name_cells(rows: pd.DataFrame, key: Sequence[str]) -> Iterator[Cell]:
             depth=int(row["depth"]),
             variant=" ".join(told),
             settings=tuple(row[name] for name in shared),
+            is_control=bool(row.get("final_norm", False)) and bool(varies["final_norm"][number]),
         )
 
 

@@ -9,28 +9,32 @@ Legend of shape suffixes: R replicates of the grid, P placements, C cells, S see
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.effects import SKIP_FREE, margin_of
+from analysis.judgement.comparisons import Margins
+from analysis.judgement.effects import AFTER_AS_BEFORE, BEFORE_AS_AFTER, RESIDUAL, SKIP_FREE
 from analysis.judgement.evidence import CLAIMS, Call, Evidence, call, weigh
-from analysis.judgement.outcomes import Cell, Outcomes
+from analysis.judgement.outcomes import FEWEST_PAIRS, WINDOWS, Cell, Outcomes
 from analysis.statistics.contrasts import cell_moments
-from analysis.statistics.power import pocock_level
+from analysis.statistics.looks import ONLY_LOOK, Look
 from harness.study.records import AnalysisPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-PLACEMENTS = ("before", "after", "none")
-_BEFORE, _AFTER, _NONE = range(len(PLACEMENTS))
+PLACEMENTS = ("before", "after", "none", AFTER_AS_BEFORE, BEFORE_AS_AFTER)
+_BEFORE, _AFTER, _NONE, _AFTER_AS_BEFORE, _BEFORE_AS_AFTER = range(len(PLACEMENTS))
 REFERENCE_SEEDS = 5
-REFERENCE_SD = 0.5  # percentage points, of a paired difference
-_FLOW_GAIN = 0.3  # dex by which `after` raises gradient flow where a scenario says it does
+REFERENCE_SD = 0.25  # percentage points, of a paired difference
+_FLOW_GAIN = 0.3  # log10 by which `after` raises gradient flow where a scenario says it does
+_CHANCE = 10.0
+_TYPICAL = 90.0  # percent: the accuracy of `before`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class Design:
         sd_C, flow_sd_C: (C,), standard deviation of a paired difference in each cell; block_C
         (C,), equal where cells share their block seeds.
     Units:
-        sd_C in percentage points, flow_sd_C in dex.
+        sd_C in percentage points, flow_sd_C in log10.
     """
 
     cells: tuple[Cell, ...]
@@ -60,7 +64,7 @@ def make_reference_design(
     seeds: int = REFERENCE_SEEDS,
     depths: Sequence[int] = (8, 14, 20, 26),
     sd: float = REFERENCE_SD,
-    flow_sd: float = 0.06,
+    flow_sd: float = 0.03,
 ) -> Design:
     """Two families at a few depths, all cells equally noisy."""
     cells = tuple(
@@ -89,7 +93,7 @@ def find_design(outcomes: Outcomes, plan: AnalysisPlan) -> Design | None:
     if not is_planned_C.any():
         return None
     spreads = []
-    for quantity in ("accuracy", "gradient"):
+    for quantity in ("accuracy", "whole"):
         diff_CS = outcomes.difference(quantity, "after", "before")[is_planned_C]
         pairs_C, _, deviation_CS = cell_moments(diff_CS)
         variance_C = (deviation_CS**2).sum(-1) / np.maximum(pairs_C - 1, 1)
@@ -113,21 +117,25 @@ class Truth:
     """What is true in a scenario, beyond the design.
 
     Shapes:
-        effect_C, flow_C: (C,), of `after` over `before`.
+        effect_C: (C,), of `after` over `before`; flow_C the same in each window.
     Units:
-        effect_C in percentage points, flow_C in dex.
+        Effects in percentage points, flow in log10, probabilities per trial.
     """
 
     effect_C: NDArray[np.float64]
-    flow_C: NDArray[np.float64]
-    none_effect: float = 0.0
-    """Of `none` over `before`, everywhere."""
-    path: float = 0.0
-    """Percentage points of accuracy that one dex of flow *causes*, around the cell's mean."""
-    confounding: float = 0.0
-    """Standard deviations of both differences that a hidden cause moves together."""
-    divergence: float = 0.0
-    """Probability that `after` diverges; the others never do."""
+    flow_C: Mapping[str, NDArray[np.float64]]
+    none_effect: float = -3.0
+    """Of `none` over `before`, everywhere: the difference that is known to exist."""
+    carried: tuple[float, float] = (0.0, 0.0)
+    """Share of the effect that goes with the step sizes: of `after` with the steps of `before`,
+    and of `before` with the steps of `after`."""
+    level: float = _TYPICAL
+    spread: float = 1.0
+    """Factor on all noise of accuracy."""
+    divergence: Mapping[str, float] = field(default_factory=dict)
+    """Placement -> probability that a trial diverges, apart from the others."""
+    collapse: float = 0.0
+    """Probability that `none` learns nothing."""
     missing: float = 0.0
     """Probability that a trial is lost."""
 
@@ -176,23 +184,28 @@ def simulate(
     """Draw `replicates` grids: every placement of a block shares its luck, trials add their own."""
     shape = (replicates, len(PLACEMENTS), len(design.cells), design.seeds)
     block_shape = (replicates, 1, *shape[2:])
-    sd_C1, flow_sd_C1 = design.sd_C[:, None], design.flow_sd_C[:, None]
     # A difference of two trials has sqrt(2) times the spread of one.
-    hidden_PCS = rng.normal(size=shape) * truth.confounding
-    flow_noise_PCS = (rng.normal(size=shape) + hidden_PCS) * flow_sd_C1 / np.sqrt(2)
-    flow_PCS = flow_noise_PCS + rng.normal(size=block_shape) * flow_sd_C1
-    flow_PCS[:, _AFTER] += truth.flow_C[:, None]
-    noise_PCS = (rng.normal(size=shape) + hidden_PCS) * sd_C1 / np.sqrt(2)
-    accuracy_PCS = 90 + rng.normal(size=block_shape) * sd_C1 + noise_PCS
-    accuracy_PCS += truth.path * flow_noise_PCS
+    sd_C1 = truth.spread * design.sd_C[:, None] / np.sqrt(2)
+    flow_sd_C1 = design.flow_sd_C[:, None] / np.sqrt(2)
+    accuracy_PCS = truth.level + (rng.normal(size=block_shape) + rng.normal(size=shape)) * sd_C1
     accuracy_PCS[:, _AFTER] += truth.effect_C[:, None]
     accuracy_PCS[:, _NONE] += truth.none_effect
+    accuracy_PCS[:, _AFTER_AS_BEFORE] += (1 - truth.carried[0]) * truth.effect_C[:, None]
+    accuracy_PCS[:, _BEFORE_AS_AFTER] += truth.carried[1] * truth.effect_C[:, None]
+    accuracy_PCS = np.minimum(accuracy_PCS, 100.0)
+    is_collapsed_RCS = rng.random((replicates, *shape[2:])) < truth.collapse
+    accuracy_PCS[:, _NONE] = np.where(is_collapsed_RCS, _CHANCE, accuracy_PCS[:, _NONE])
+
+    flow_PCS = {}
+    for window in WINDOWS:
+        noise = rng.normal(size=block_shape) + rng.normal(size=shape)
+        flow_PCS[window] = noise * flow_sd_C1
+        flow_PCS[window][:, _AFTER] += truth.flow_C[window][:, None]
 
     has_run_PCS = rng.random(shape) >= truth.missing
-    has_diverged_PCS = np.zeros(shape, bool)
-    has_diverged_PCS[:, _AFTER] = rng.random(shape)[:, _AFTER] < truth.divergence
-    has_diverged_PCS &= has_run_PCS
-    is_trained_PCS = has_run_PCS & ~has_diverged_PCS
+    risk_P11 = np.array([truth.divergence.get(name, 0.0) for name in PLACEMENTS])[:, None, None]
+    has_diverged_PCS = (rng.random(shape) < risk_P11) & has_run_PCS
+    is_finished_PCS = has_run_PCS & ~has_diverged_PCS
     return Outcomes(
         dataset="simulated",
         recipe="common",
@@ -200,12 +213,33 @@ def simulate(
         placements=PLACEMENTS,
         seeds=tuple(range(design.seeds)),
         block_C=design.block_C,
-        accuracy_PCS=np.where(is_trained_PCS, accuracy_PCS, np.nan),
-        flow_PCS=np.where(is_trained_PCS, flow_PCS, np.nan),
+        accuracy_PCS=np.where(is_finished_PCS, accuracy_PCS, np.nan),
+        flow_PCS={
+            window: np.where(is_finished_PCS, values_PCS, np.nan)
+            for window, values_PCS in flow_PCS.items()
+        },
         ran_PCS=has_run_PCS,
         diverged_PCS=has_diverged_PCS,
         planned_PCS=np.ones(shape[1:], bool),
         wall_time_PCS=np.ones(shape[1:]),
+        chance=_CHANCE,
+        images=10_000,
+        graft_errors={AFTER_AS_BEFORE: 0.0, BEFORE_AS_AFTER: 0.0},
+    )
+
+
+def take_seeds(outcomes: Outcomes, seeds: int, look: Look) -> Outcomes:
+    """The same grids when only the first seeds had been trained."""
+    return replace(
+        outcomes,
+        seeds=outcomes.seeds[:seeds],
+        accuracy_PCS=outcomes.accuracy_PCS[..., :seeds],
+        flow_PCS={name: values[..., :seeds] for name, values in outcomes.flow_PCS.items()},
+        ran_PCS=outcomes.ran_PCS[..., :seeds],
+        diverged_PCS=outcomes.diverged_PCS[..., :seeds],
+        planned_PCS=outcomes.planned_PCS[..., :seeds],
+        wall_time_PCS=outcomes.wall_time_PCS[..., :seeds],
+        look=look,
     )
 
 
@@ -213,33 +247,15 @@ def calibrate(
     design: Design, *, replicates: int = 2_000, rng: np.random.Generator
 ) -> tuple[Rate, ...]:
     """Judge simulated grids of this design, scenario by scenario."""
-    alpha = pocock_level(design.plan.alpha, design.plan.looks)
     rates = []
     for scenario in _find_scenarios(design):
-        outcomes = simulate(
-            replace(
-                design,
-                sd_C=design.sd_C * scenario.spread_C,
-                flow_sd_C=design.flow_sd_C * scenario.spread_C,
-            ),
-            scenario.truth,
-            replicates=replicates,
-            rng=rng,
+        spread = replace(
+            design,
+            sd_C=design.sd_C * scenario.spread_C,
+            flow_sd_C=design.flow_sd_C * scenario.spread_C,
         )
-        evidence = weigh(
-            outcomes,
-            margin_accuracy=margin_of("accuracy", design.plan),
-            margin_flow=margin_of("gradient", design.plan),
-            alpha=alpha,
-        )
-        called = call(
-            evidence.affirms_M,
-            evidence.contradicts_M,
-            evidence.equates_M,
-            words=evidence.words,
-            alpha=alpha,
-        )
-        judged = _Judged(truth=scenario.truth, evidence=evidence, call=called)
+        outcomes = simulate(spread, scenario.truth, replicates=replicates, rng=rng)
+        judged = _Judged.of(outcomes, scenario, design.plan)
         for measure in scenario.measures:
             happened_R = measure.count(judged)
             happened_R = happened_R[np.isfinite(happened_R)]
@@ -257,44 +273,68 @@ def calibrate(
     return tuple(rates)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Judged:
-    """The simulated grids of one scenario, judged."""
+    """The simulated grids of one scenario, judged: at the end, or at every look on the way."""
 
     truth: Truth
-    evidence: Evidence
-    call: Call
+    evidence: Sequence[Evidence]
+    calls: Sequence[Call]
+
+    @classmethod
+    def of(cls, outcomes: Outcomes, scenario: _Scenario, plan: AnalysisPlan) -> _Judged:
+        margins = Margins.of_plan(plan)
+        seeds = len(outcomes.seeds)
+        looks = [min(look, seeds) for look in scenario.looks] or [seeds]
+        evidence = []
+        for number, count in enumerate(looks):
+            fractions = tuple(look / seeds for look in looks[: number + 1])
+            look = Look(fractions) if scenario.looks else ONLY_LOOK
+            seen = take_seeds(outcomes, count, look)
+            evidence.append(weigh(seen, margins=margins, alpha=plan.alpha, control=plan.control))
+        return cls(
+            truth=scenario.truth,
+            evidence=evidence,
+            calls=[call([one], alpha=plan.alpha) for one in evidence],
+        )
+
+    @cached_property
+    def last(self) -> Evidence:
+        return self.evidence[-1]
 
     def is_called(self, claim: str, *words: str) -> NDArray[np.float64]:
-        if not self.evidence.comparisons[claim]:
+        """At any look."""
+        if not self.last.comparisons[claim]:
             return np.array([])
-        return np.isin(self.call.word_M[..., CLAIMS.index(claim)], words).astype(float)
+        position = CLAIMS.index(claim)
+        return np.max(
+            [np.isin(one.word_M[..., position], words) for one in self.calls], axis=0
+        ).astype(float)
 
     def covers(self, claim: str) -> NDArray[np.float64]:
-        """Does the pooled 95 % interval hold the truth? NaN where there is no interval."""
-        if not self.evidence.comparisons[claim]:
+        """Does the pooled 95 % interval hold the truth, at every look? NaN: there is no interval."""
+        if not self.last.comparisons[claim]:
             return np.array([])
-        one = self.evidence.comparisons[claim][0]
-        truth = self.truth.effect_C[one.is_member_C].mean()
-        covers_R = np.abs(one.pooled.estimate - truth) <= one.pooled.half_width(0.95)
-        return np.where(np.isfinite(one.pooled.se), covers_R, np.nan)
+        covers, exists = [], []
+        for evidence in self.evidence:
+            one = evidence.comparisons[claim][0]
+            truth = self.truth.effect_C[one.is_member_C].mean()
+            covers.append(np.abs(one.pooled.estimate - truth) <= one.pooled.half_width(0.95))
+            exists.append(np.isfinite(one.pooled.se))
+        return np.where(
+            np.any(exists, axis=0), np.all(np.array(covers) | ~np.array(exists), axis=0), np.nan
+        )
 
     def finds_any_difference(self) -> NDArray[np.float64]:
         found = [self.is_called(claim, "supported", "contradicted") for claim in CLAIMS]
         tested = [found_R for found_R in found if len(found_R)]
         return np.max(tested, axis=0) if tested else np.array([])
 
-    def equates_despite_divergence(self) -> NDArray[np.float64]:
-        equated_R = self.is_called("C3", "equivalent")
-        if not len(equated_R):
-            return equated_R
-        one = self.evidence.comparisons["C3"][0]
-        return np.where(one.arm_only + one.baseline_only > 0, equated_R, np.nan)
-
-    def is_consistent(self) -> NDArray[np.float64]:
-        if not self.evidence.comparisons["C2"]:
-            return np.array([])
-        return self.call.is_consistent_M.any(-1).astype(float)
+    def says_anything(self) -> NDArray[np.float64]:
+        words = ("supported", "contradicted", "equivalent", "equivalent on average")
+        found = [self.is_called(claim, *words) for claim in CLAIMS]
+        tested = [found_R for found_R in found if len(found_R)]
+        return np.max(tested, axis=0) if tested else np.array([])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,12 +349,14 @@ class _Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scenario:
-    """A truth, factors on the spread of each cell, and what to count."""
+    """A truth, factors on the spread of each cell, when it is looked at, and what to count."""
 
     name: str
     truth: Truth
-    spread_C: NDArray[np.float64]
     measures: Sequence[_Measure]
+    spread_C: NDArray[np.float64] | float = 1.0
+    looks: Sequence[int] = ()
+    """Seeds at each look; empty: once, at the end."""
 
 
 def _calls(claim: str, word: str, *, low: float = np.nan, high: float = np.nan) -> _Measure:
@@ -341,154 +383,159 @@ _ANY_DIFFERENCE = _Measure(
     count=_Judged.finds_any_difference,
     high=0.05,
 )
-
-
-_NO_PATH = _Measure(
-    name="C2 consistent although accuracy does not follow flow",
-    count=_Judged.is_consistent,
-    high=0.05,
-)
+_NOTHING_SAID = _Measure(name="any word at all", count=_Judged.says_anything, high=0.01)
 
 
 def _find_scenarios(design: Design) -> Iterator[_Scenario]:
     count = len(design.cells)
-    margin, margin_flow = (margin_of(name, design.plan) for name in ("accuracy", "gradient"))
-    gain = 2 * margin
-    power = 0.99 if design.promises_power else float("nan")
+    margins = Margins.of_plan(design.plan)
+    gain = 2 * margins.accuracy
+    power = 0.95 if design.promises_power else float("nan")
     zero_C, one_C = np.zeros(count), np.ones(count)
-    is_skip_free_C = np.array([cell.architecture in SKIP_FREE for cell in design.cells], float)
-    null = Truth(effect_C=zero_C, flow_C=zero_C)
-    paper = Truth(
-        effect_C=gain * is_skip_free_C, flow_C=_FLOW_GAIN * is_skip_free_C, none_effect=-2 * gain
-    )
-    flip_C = np.array([(-1.0) ** rank for rank in _rank_depths(design.cells)])
-    unone_C = np.where(np.arange(count) % 2, 2.0, 0.4)
+    is_free_C = np.array([cell.architecture in SKIP_FREE for cell in design.cells], float)
+    is_residual_C = np.array([cell.architecture in RESIDUAL for cell in design.cells], float)
+    is_deepest_C = np.array([rank == 0 for rank in _rank_depths(design.cells)], float)
+    unlike_C = np.where(np.arange(count) % 2, 2.0, 0.4)
 
-    yield _Scenario(
-        name="no effect anywhere",
-        truth=null,
-        spread_C=one_C,
-        measures=[
-            _ANY_DIFFERENCE,
-            _covers("C1", design),
-            _covers("C3", design),
-            _calls("C3", "equivalent"),
-            _calls("C4", "equivalent"),
-        ],
+    def flows(flow_C: NDArray[np.float64], **windows: NDArray[np.float64]) -> dict:
+        return dict.fromkeys(WINDOWS, flow_C) | windows
+
+    null = Truth(effect_C=zero_C, flow_C=flows(zero_C))
+    paper = Truth(
+        effect_C=gain * is_free_C, flow_C=flows(_FLOW_GAIN * is_free_C), carried=(1.0, 1.0)
     )
+    some_looks = sorted({*range(FEWEST_PAIRS, design.seeds + 1)})
+
+    for name, spread_C in (("no effect anywhere", 1.0), ("no effect, unequal spread", unlike_C)):
+        yield _Scenario(
+            name=name,
+            truth=null,
+            spread_C=spread_C,
+            measures=[
+                _ANY_DIFFERENCE,
+                _covers("C1", design),
+                _covers("C3", design),
+                _calls("C3", "equivalent"),
+                _calls("C4", "equivalent"),
+            ],
+        )
+    yield _Scenario(
+        name="no effect, a fifth of the trials is missing",
+        truth=replace(null, missing=0.2),
+        measures=[_ANY_DIFFERENCE, _covers("C1", design), _covers("C3", design)],
+    )
+    if len(some_looks) > 1:
+        yield _Scenario(
+            name=f"no effect, {len(some_looks)} looks",
+            truth=null,
+            looks=some_looks,
+            measures=[
+                _ANY_DIFFERENCE,
+                replace(_covers("C1", design), high=float("nan")),
+                replace(_covers("C3", design), high=float("nan")),
+            ],
+        )
     yield _Scenario(
         name="as the paper says",
         truth=paper,
-        spread_C=one_C,
         measures=[
             _calls("C1", "supported", low=power),
+            _calls("C2", "supported"),
+            _calls("C2", "contradicted", high=0.05),
             _calls("C5", "supported", low=power),
             _calls("C1", "contradicted", high=0.05),
             _calls("C3", "contradicted", high=0.05),
-            _NO_PATH,
             _covers("C1", design),
             _covers("C3", design),
         ],
     )
+    for name, carried in (
+        ("a gain that step sizes do not carry", (0.0, 0.0)),
+        ("a gain that step sizes carry one way only", (1.0, 0.0)),
+        ("a gain that step sizes carry by half", (0.5, 0.5)),
+    ):
+        yield _Scenario(
+            name=name,
+            truth=replace(paper, carried=carried),
+            measures=[
+                _calls("C2", "supported", high=0.05),
+                _calls("C2", "contradicted", high=0.05 if any(carried) else float("nan")),
+            ],
+        )
     yield _Scenario(
-        name="as the paper says, cells of unequal spread",
-        truth=paper,
-        spread_C=unone_C,
-        measures=[
-            _calls("C1", "contradicted", high=0.05),
-            _calls("C3", "contradicted", high=0.05),
-            _NO_PATH,
-        ],
+        name="flow is higher, and there is no gain",
+        truth=replace(paper, effect_C=zero_C),
+        measures=[_calls("C2", word, high=0.05) for word in ("supported", "contradicted")],
+    )
+    yield _Scenario(
+        name="flow is higher in the first epoch only",
+        truth=replace(null, flow_C=flows(zero_C, first=_FLOW_GAIN * one_C)),
+        measures=[_calls("C4", word, high=0.05) for word in ("equivalent", "contradicted")],
     )
     yield _Scenario(
         name="the opposite",
-        truth=replace(paper, effect_C=-paper.effect_C, flow_C=-paper.flow_C),
-        spread_C=one_C,
+        truth=replace(paper, effect_C=-paper.effect_C, flow_C=flows(-_FLOW_GAIN * is_free_C)),
         measures=[
             _calls("C1", "supported", high=0.05),
+            _calls("C2", "supported", high=0.05),
             _calls("C5", "supported", high=0.05),
             _calls("C1", "contradicted", low=power),
         ],
     )
-    yield _Scenario(
-        name="an effect of exactly the margin",
-        truth=Truth(effect_C=margin * one_C, flow_C=margin_flow * one_C),
-        spread_C=one_C,
-        measures=[
-            _calls("C1", "equivalent", high=0.05),
-            _calls("C3", "equivalent", high=0.05),
-            _calls("C4", "equivalent", high=0.05),
-            _calls("C3", "contradicted", high=0.05),
-        ],
-    )
-    yield _Scenario(
-        name="exactly the margin, cells of unequal spread",
-        truth=Truth(effect_C=margin * one_C, flow_C=margin_flow * one_C),
-        spread_C=unone_C,
-        measures=[_calls("C3", "equivalent", high=0.05), _calls("C3", "contradicted", high=0.05)],
-    )
-    yield _Scenario(
-        name="a sign that flips with depth",
-        truth=Truth(effect_C=gain * flip_C, flow_C=2 * margin_flow * flip_C),
-        spread_C=one_C,
-        measures=[_calls(claim, "equivalent", high=0.03) for claim in ("C1", "C3", "C4")],
-    )
-    yield _Scenario(
-        name="a flip no larger than the margin",
-        truth=Truth(effect_C=margin * flip_C, flow_C=margin_flow * flip_C),
-        spread_C=one_C,
-        # Cells at the margin, not beyond it: the error of the equivalence test itself.
-        measures=[_calls(claim, "equivalent", high=0.05) for claim in ("C1", "C3", "C4")],
-    )
-    yield _Scenario(
-        name="'after' diverges in a fifth of the trials",
-        truth=replace(null, divergence=0.2),
-        spread_C=one_C,
-        measures=[
-            _Measure(
-                name="C3 equivalent while divergences are discordant",
-                count=_Judged.equates_despite_divergence,
-                high=0.0,
+    for size in (1.0, 1.2, 1.5):
+        for name, where_C in (("every depth", one_C), ("one depth", is_deepest_C)):
+            yield _Scenario(
+                name=f"{name} off by {size:g} margins",
+                truth=Truth(
+                    effect_C=size * margins.accuracy * where_C,
+                    flow_C=flows(size * margins.flow * where_C),
+                ),
+                measures=[_calls(c, "equivalent", high=0.05) for c in ("C1", "C3", "C4")],
+            )
+    for name, residual in (("both families", 1.0), ("the residual family", 0.0)):
+        yield _Scenario(
+            name=f"an interaction of one margin, at one depth, by {name}",
+            truth=Truth(
+                effect_C=margins.accuracy
+                * is_deepest_C
+                * (0.5 * (is_free_C - is_residual_C) if residual else -is_residual_C),
+                flow_C=flows(zero_C),
             ),
-            _calls("C1", "supported", high=0.05),
-        ],
+            measures=[_calls("C5", "equivalent", high=0.05)],
+        )
+    for risk in (0.01, 0.05):
+        yield _Scenario(
+            name=f"both orders diverge in {risk:.0%} of their trials",
+            truth=replace(null, divergence={"before": risk, "after": risk}),
+            measures=[_ANY_DIFFERENCE, _calls("C3", "equivalent")],
+        )
+    yield _Scenario(
+        name="'after' diverges in 30% of its trials",
+        truth=replace(null, divergence={"after": 0.3}),
+        measures=[_calls("C1", "supported", high=0.05), _calls("C3", "equivalent", high=0.05)],
+    )
+    for risk in (0.05, 0.2):
+        yield _Scenario(
+            name=f"'none' learns nothing in {risk:.0%} of its trials, 'after' gains",
+            truth=replace(paper, collapse=risk),
+            measures=[_calls("C1", "supported", low=power)],
+        )
+    yield _Scenario(
+        name="nothing learned anywhere",
+        truth=replace(null, level=_CHANCE, none_effect=0.0),
+        measures=[_NOTHING_SAID],
     )
     yield _Scenario(
-        name="flow carries accuracy",
-        truth=replace(paper, path=5.0),
-        spread_C=one_C,
-        measures=[
-            _Measure(name="C2 consistent", count=_Judged.is_consistent),
-            _calls("C2", "supported", high=0.0),
-        ],
-    )
-    yield _Scenario(
-        name="a hidden cause moves flow and accuracy",
-        truth=replace(paper, confounding=1.0),
-        spread_C=one_C,
-        measures=[
-            _Measure(name="C2 consistent", count=_Judged.is_consistent),
-            _calls("C2", "supported", high=0.0),
-        ],
-    )
-    yield _Scenario(
-        name="a fifth of the trials is missing",
-        truth=replace(null, missing=0.2),
-        spread_C=one_C,
-        measures=[_ANY_DIFFERENCE, _covers("C1", design), _covers("C3", design)],
-    )
-    yield _Scenario(
-        name="cells of unequal spread",
-        truth=null,
-        spread_C=unone_C,
-        measures=[_ANY_DIFFERENCE, _covers("C1", design), _covers("C3", design)],
+        name="nothing left to learn",
+        truth=replace(null, level=99.9, none_effect=0.0, spread=0.05),
+        measures=[_NOTHING_SAID],
     )
 
 
 def _rank_depths(cells: Sequence[Cell]) -> list[int]:
-    """Place of each cell's depth among those of its architecture, from 0."""
+    """Place of each cell's depth among those of its architecture, the deepest 0."""
     return [
-        sum(other.architecture == cell.architecture and other.depth < cell.depth for other in cells)
+        sum(other.architecture == cell.architecture and other.depth > cell.depth for other in cells)
         for cell in cells
     ]
 

@@ -1,8 +1,12 @@
 """The report's page: draws finished numbers, computes none.
 
-In go verdicts and effects; out come sections, charts and tables. Read in this order::
+In go results, effects and verdicts; out come a page, and files beside it. Read in this order::
 
-    frames -> charts -> sections
+    frames -> charts -> parts -> differences, flow, runs, checks -> sections -> html -> files
 
-`theme` gives each placement its colour and each column its title.
+`frames` holds the numbers that are seen, `charts` draws them, `parts` says what a page is made of.
+One module for each group of sections fills the parts, and `sections` puts them in order. `html`
+renders the page for a browser, and `files` writes it with all that stands beside it.
+`theme` gives each placement its colour, each column its title and each number its text. `drawing`
+runs the JavaScript engine that draws figures for files. Nothing is imported here.
 """

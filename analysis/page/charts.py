@@ -63,7 +63,7 @@ def forest(
         )
     )
     scale = _scale_of(effects if together is None else together, is_ratio=is_ratio)
-    x = alt.X("low:Q").scale(scale).title(title).axis(_axis_of(is_ratio=is_ratio))
+    x = alt.X("low:Q", scale=scale, title=title).axis(_axis_of(is_ratio=is_ratio))
     columns = ("row", "arm", *_INTERVALS, "numbers", "brief")
     drawn = theme.inline(effects, *columns)
     known = theme.inline(effects.dropna(subset=["low", "high"]), *columns)
@@ -71,10 +71,9 @@ def forest(
         alt.Chart(drawn)
         .mark_point(filled=True, opacity=1, stroke=PAPER, strokeWidth=1)
         .encode(
-            alt.X("estimate:Q").scale(scale),
+            alt.X("estimate:Q", scale=scale),
             y,
-            _colour("arm", marks).legend(None),
-            _shape("arm", marks).legend(None),
+            *_marked(marks, legend=None),
             size=alt.condition(f"indexof({pooled}, datum.row) < 0", alt.value(75), alt.value(150)),
             tooltip=[alt.Tooltip("row:N", title="cell"), alt.Tooltip("numbers:N", title=title)],
         )
@@ -83,23 +82,20 @@ def forest(
         alt.Chart(drawn)
         .mark_text(align="left", dx=12, fontSize=12, color=INK)
         .encode(
-            x=alt.value("width"),
+            x=alt.XValue("width"),
             y=y,
-            text=alt.value(alt.expr(f"{_IS_NARROW} ? datum.brief : datum.numbers")),
+            text=alt.TextValue(alt.expr(f"{_IS_NARROW} ? datum.brief : datum.numbers")),
         )
     )
     return _layer(
         *_margin_band(effects, is_ratio=is_ratio),
-        alt.Chart(known).mark_rule(color=INK, strokeWidth=1.25).encode(x, y, x2="high:Q"),
+        alt.Chart(known).mark_rule(color=INK, strokeWidth=1.25).encode(x, y, x2=alt.X2("high:Q")),
         alt.Chart(known)
         .mark_bar(color=INK, height=4)
-        .encode(alt.X("low90:Q").scale(scale), y, x2="high90:Q"),
+        .encode(alt.X("low90:Q", scale=scale), y, x2=alt.X2("high90:Q")),
         points,
         numbers,
-    ).properties(
-        width="container",
-        height=25 * len(effects),
-    )
+    ).properties(width="container", height=25 * len(effects))
 
 
 def strip(
@@ -115,17 +111,16 @@ def strip(
         *_margin_band(effect, is_ratio=is_ratio),
         alt.Chart(known)
         .mark_rule(color=INK, strokeWidth=1.25)
-        .encode(alt.X("low:Q").scale(scale), x2="high:Q"),
+        .encode(alt.X("low:Q", scale=scale), x2=alt.X2("high:Q")),
         alt.Chart(known)
         .mark_bar(color=INK, height=4)
-        .encode(alt.X("low90:Q").scale(scale), x2="high90:Q"),
+        .encode(alt.X("low90:Q", scale=scale), x2=alt.X2("high90:Q")),
         alt.Chart(drawn)
         .mark_point(filled=True, opacity=1, size=110, stroke=PAPER, strokeWidth=1)
         .encode(
-            alt.X("estimate:Q").scale(scale).title(None).axis(axis),
-            _colour("arm", marks).legend(None),
-            _shape("arm", marks).legend(None),
-            tooltip=["numbers:N"],
+            alt.X("estimate:Q", scale=scale, title=None).axis(axis),
+            *_marked(marks, legend=None),
+            tooltip=[alt.Tooltip("numbers:N")],
         ),
     ).properties(width="container", height=26)
 
@@ -143,29 +138,33 @@ def accuracies(
     x = alt.X("depth:O").title(theme.axis_title("depth")).axis(grid=False, ticks=False)
     offset = alt.XOffset("arm:N").sort(names)
     scale = alt.Scale(domain=span(trials, "percent"), nice=True)
-    y = alt.Y("percent:Q").scale(scale).title(theme.axis_title("test_accuracy", unit="%"))
+    y = alt.Y("percent:Q", scale=scale).title(theme.axis_title("test_accuracy", unit="%"))
     drawn = theme.inline(trials, "depth", "arm", "seed", "percent")
     trained = theme.inline(cells.dropna(subset=["mean"]), "depth", "arm", "mean")
     return _layer(
         alt.Chart(drawn)
         .mark_line(color=MUTED, opacity=0.45, strokeWidth=1)
-        .encode(x, y, offset, detail=["seed:O", "depth:O"]),
+        .encode(x, y, offset, detail=[alt.Detail("seed:O"), alt.Detail("depth:O")]),
         alt.Chart(drawn)
         .mark_point(filled=True, size=46, opacity=0.85)
         .encode(
             x,
             y,
             offset,
-            _colour("arm", marks),
-            _shape("arm", marks),
-            tooltip=["arm:N", "depth:O", "seed:O", alt.Tooltip("percent:Q", format=".2f")],
+            *_marked(marks),
+            tooltip=[
+                alt.Tooltip("arm:N"),
+                alt.Tooltip("depth:O"),
+                alt.Tooltip("seed:O"),
+                alt.Tooltip("percent:Q", format=".2f"),
+            ],
         ),
         alt.Chart(trained)
         .mark_tick(color=INK, thickness=2, size=18)
-        .encode(x, alt.Y("mean:Q").scale(scale), offset),
+        .encode(x, alt.Y("mean:Q", scale=scale), offset),
         alt.Chart(theme.inline(cells[cells["note"] != ""], "depth", "arm", "note"))
         .mark_text(color=MUTED, fontSize=11, baseline="bottom")
-        .encode(x, offset, y=alt.value("height"), text="note:N"),
+        .encode(x, offset, y=alt.YValue("height"), text=alt.Text("note:N")),
     ).properties(width="container", height=240)
 
 
@@ -187,7 +186,7 @@ def differences(
     )
     x = alt.X("depth:O").title(theme.axis_title("depth")).axis(grid=False, ticks=False)
     offset = alt.XOffset("seed:N").sort(places).scale(domain=places)
-    y = alt.Y("difference:Q").scale(scale).title(title)
+    y = alt.Y("difference:Q", scale=scale, title=title)
     columns = ("depth", "seed", "arm", "estimate", "low", "high")
     means = cells.assign(seed="mean")
     known = theme.inline(means.dropna(subset=["low", "high"]), *columns)
@@ -199,16 +198,19 @@ def differences(
             x,
             y,
             offset,
-            _colour("arm", marks).legend(None),
-            _shape("arm", marks).legend(None),
-            tooltip=["depth:O", "seed:N", alt.Tooltip("difference:Q", format="+.2f")],
+            *_marked(marks, legend=None),
+            tooltip=[
+                alt.Tooltip("depth:O"),
+                alt.Tooltip("seed:N"),
+                alt.Tooltip("difference:Q", format="+.2f"),
+            ],
         ),
         alt.Chart(known)
         .mark_rule(color=INK, strokeWidth=1.5)
-        .encode(x, alt.Y("low:Q").scale(scale), offset, y2="high:Q"),
+        .encode(x, alt.Y("low:Q", scale=scale), offset, y2=alt.Y2("high:Q")),
         alt.Chart(theme.inline(means, *columns))
         .mark_point(filled=True, color=INK, size=70, opacity=1)
-        .encode(x, alt.Y("estimate:Q").scale(scale), offset, _shape("arm", marks).legend(None)),
+        .encode(x, alt.Y("estimate:Q", scale=scale), offset, _shape(marks, legend=None)),
     ).properties(width="container", height=170)
 
 
@@ -233,19 +235,68 @@ def trend(
     columns = ("depth", "arm", "estimate", "low", "high")
     base = alt.Chart(theme.inline(cells, *columns))
     known = alt.Chart(theme.inline(cells.dropna(subset=["low", "high"]), *columns))
-    y = alt.Y("estimate:Q").scale(scale).title(title)
+    y = alt.Y("estimate:Q", scale=scale, title=title)
     return _layer(
         *_margin_band(cells, upright=True),
         known.mark_area(opacity=0.18).encode(
-            x, alt.Y("low:Q").scale(scale), _colour("arm", marks).legend(None), y2="high:Q"
+            x, alt.Y("low:Q", scale=scale), _colour(marks, legend=None), y2=alt.Y2("high:Q")
         ),
-        base.mark_line(strokeWidth=1.5).encode(x, y, _colour("arm", marks).legend(None)),
+        base.mark_line(strokeWidth=1.5).encode(x, y, _colour(marks, legend=None)),
         known.mark_rule(color=INK, strokeWidth=1.25).encode(
-            x, alt.Y("low:Q").scale(scale), y2="high:Q"
+            x, alt.Y("low:Q", scale=scale), y2=alt.Y2("high:Q")
         ),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            x, y, _colour("arm", marks).legend(None), _shape("arm", marks).legend(None)
+        base.mark_point(filled=True, size=70, opacity=1).encode(x, y, *_marked(marks, legend=None)),
+    ).properties(width="container", height=200)
+
+
+def course(
+    times: pd.DataFrame, marks: Mapping[str, Mark], *, title: str, reach: Sequence[float]
+) -> alt.LayerChart:
+    """A ratio along training with its band, time on a log scale that begins at the first reading.
+
+    Shapes:
+        times: one row per time: `step`, `arm`, `ratio`, `low`, `high`, `margin`.
+    Units:
+        reach: the ratios that all panels of this chart reach together.
+    """
+    shown = times.assign(time=times["step"] + 1, label=times["step"].astype(str))
+    columns = ("time", "label", "epoch", "arm", "ratio", "low", "high")
+    data = alt.Chart(theme.inline(shown, *columns))
+    x = alt.X("time:Q").title("steps + 1").scale(type="log", nice=False).axis(grid=False)
+    scale = alt.Scale(type="log", domain=list(reach), nice=False)
+    y = alt.Y("ratio:Q", scale=scale, title=title).axis(format="~g", tickCount=5)
+    return _layer(
+        *_margin_band(shown, upright=True, is_ratio=True),
+        data.mark_area(opacity=0.18).encode(
+            x, alt.Y("low:Q", scale=scale), _colour(marks, legend=None), y2=alt.Y2("high:Q")
         ),
+        data.mark_line(strokeWidth=1.5).encode(x, y, _colour(marks, legend=None)),
+        data.mark_point(filled=True, size=40, opacity=1).encode(
+            x, y, _colour(marks, legend=None), _shape(marks, legend=None)
+        ),
+    ).properties(width="container", height=200)
+
+
+def rates(
+    trials: pd.DataFrame, means: pd.DataFrame, marks: Mapping[str, Mark], *, title: str
+) -> alt.LayerChart:
+    """Accuracy against the learning rate, every seed, a line through the means of each arm.
+
+    Shapes:
+        trials: one row per trial: `lr`, `arm`, `percent`; means: one row per rate and arm, with
+        `edge`, "▲" where the arm does best at the edge of what was tried.
+    """
+    x = alt.X("lr:Q").title("learning rate").scale(type="log", nice=False, padding=12)
+    x = x.axis(grid=False, format="~g", values=sorted(trials["lr"].unique().tolist()))
+    y = alt.Y("percent:Q", title=title).scale(zero=False)
+    points = alt.Chart(theme.inline(trials, "lr", "arm", "percent"))
+    lines = alt.Chart(theme.inline(means, "lr", "arm", "percent", "edge"))
+    return _layer(
+        points.mark_point(filled=True, size=25, opacity=0.5).encode(
+            x, y, _colour(marks, legend=None), _shape(marks, legend=None)
+        ),
+        lines.mark_line(strokeWidth=1.5).encode(x, y, _colour(marks, legend=None)),
+        lines.mark_text(dy=-10, color=INK).encode(x, y, text="edge:N"),
     ).properties(width="container", height=200)
 
 
@@ -270,24 +321,27 @@ def flow_by_layer(
     base = alt.Chart(theme.inline(flow, "arm", "layer_index", "mean", "low", "high", digits=3))
     layers: list[alt.Chart] = [
         base.mark_area(opacity=0.18).encode(
-            x, alt.Y("low:Q").scale(scale), _colour("arm", marks), y2="high:Q"
+            x, alt.Y("low:Q", scale=scale), _colour(marks), y2=alt.Y2("high:Q")
         ),
         base.mark_line(strokeWidth=1.5).encode(
-            x, alt.Y("mean:Q").scale(scale).title(title), _colour("arm", marks)
+            x, alt.Y("mean:Q", scale=scale, title=title), _colour(marks)
         ),
         base.mark_point(filled=True, size=28, opacity=1).encode(
             x,
-            alt.Y("mean:Q").scale(scale),
-            _colour("arm", marks),
-            _shape("arm", marks),
-            tooltip=["arm:N", "layer_index:Q", alt.Tooltip("mean:Q", format=".2f")],
+            alt.Y("mean:Q", scale=scale),
+            *_marked(marks),
+            tooltip=[
+                alt.Tooltip("arm:N"),
+                alt.Tooltip("layer_index:Q", title="layer"),
+                alt.Tooltip("mean:Q", format=".2f"),
+            ],
         ),
     ]
     if theory is not None:
         layers.append(
             alt.Chart(theme.inline(theory, "layer_index", "mean", digits=3))
             .mark_line(color=INK, strokeWidth=1.5, strokeDash=[5, 4], clip=True)
-            .encode(x, alt.Y("mean:Q").scale(scale))
+            .encode(x, alt.Y("mean:Q", scale=scale))
         )
     return _layer(*layers).properties(width="container", height=220)
 
@@ -326,17 +380,21 @@ def mechanism(
     y = alt.Y("accuracy:Q").scale(domain=span(pairs, "accuracy", around=[0]), nice=True)
     zero = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=MUTED, strokeDash=[2, 3])
     return _layer(
-        zero.encode(x=alt.datum(0)),
-        zero.encode(y=alt.datum(0)),
+        zero.encode(x=alt.XDatum(0)),
+        zero.encode(y=alt.YDatum(0)),
         alt.Chart(theme.inline(pairs, "flow", "accuracy", "depth", "seed", "arm"))
         .mark_point(filled=True, opacity=0.8)
         .encode(
             x,
             y.title(y_title),
-            _colour("arm", marks).legend(None),
-            _shape("arm", marks).legend(None),
+            *_marked(marks, legend=None),
             size=alt.Size("depth:O").title("depth").scale(range=[24, 130]),
-            tooltip=["depth:O", "seed:O", "flow:Q", "accuracy:Q"],
+            tooltip=[
+                alt.Tooltip("depth:O"),
+                alt.Tooltip("seed:O"),
+                alt.Tooltip("flow:Q"),
+                alt.Tooltip("accuracy:Q"),
+            ],
         ),
     ).properties(width="container", height=240)
 
@@ -359,9 +417,14 @@ def tiles(trials: pd.DataFrame) -> alt.LayerChart:
     base = alt.Chart(theme.inline(trials, "cell", "seed", "state", "glyph"))
     return _layer(
         base.mark_rect(stroke=PAPER, strokeWidth=2, cornerRadius=3).encode(
-            x, y, colour, tooltip=["cell:N", "seed:O", "state:N"]
+            x,
+            y,
+            colour,
+            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("seed:O"), alt.Tooltip("state:N")],
         ),
-        base.mark_text(fontSize=12, fontWeight="bold", color=PAPER).encode(x, y, text="glyph:N"),
+        base.mark_text(fontSize=12, fontWeight="bold", color=PAPER).encode(
+            x, y, text=alt.Text("glyph:N")
+        ),
     ).properties(width="container", height=20 * len(trials["cell"].unique()))
 
 
@@ -380,15 +443,14 @@ def precision(
     base = alt.Chart(theme.inline(cells, "row", "arm", "detectable", "margin"))
     return _layer(
         base.mark_rule(color=RULE, strokeWidth=2).encode(
-            y=y, x=alt.X("detectable:Q").scale(scale), x2=alt.datum(0)
+            y=y, x=alt.X("detectable:Q", scale=scale), x2=alt.X2Datum(0)
         ),
-        base.mark_tick(color=INK, thickness=2, size=16).encode(alt.X("margin:Q").scale(scale), y),
+        base.mark_tick(color=INK, thickness=2, size=16).encode(alt.X("margin:Q", scale=scale), y),
         base.mark_point(filled=True, size=75, opacity=1).encode(
-            alt.X("detectable:Q").scale(scale).title(title),
+            alt.X("detectable:Q", scale=scale, title=title),
             y,
-            _colour("arm", marks).legend(None),
-            _shape("arm", marks).legend(None),
-            tooltip=["row:N", alt.Tooltip("detectable:Q", format=".2f")],
+            *_marked(marks, legend=None),
+            tooltip=[alt.Tooltip("row:N"), alt.Tooltip("detectable:Q", format=".2f")],
         ),
     ).properties(width="container", height=22 * len(cells))
 
@@ -408,8 +470,12 @@ def _map(flow: pd.DataFrame, scale: alt.Scale, *, title: str) -> alt.Chart:
             .sort("descending")
             .title("layer, from the input")
             .axis(ticks=False, labelOverlap="greedy"),
-            alt.Color("mean:Q").scale(scale).title(title).legend(legend),
-            tooltip=["layer_index:O", "epoch:O", alt.Tooltip("mean:Q", format=".3f")],
+            alt.Color("mean:Q", scale=scale, title=title).legend(legend),
+            tooltip=[
+                alt.Tooltip("layer_index:O", title="layer"),
+                alt.Tooltip("epoch:O"),
+                alt.Tooltip("mean:Q", format=".3f"),
+            ],
         )
         .properties(width="container", height=220)
     )
@@ -439,14 +505,14 @@ def _margin_band(
     effects: pd.DataFrame, *, upright: bool = False, is_ratio: bool = False
 ) -> tuple[alt.Chart, alt.Chart]:
     """The differences too small to matter, and no difference in their middle."""
-    low, high = map(alt.datum, _both(effects["margin"], is_ratio=is_ratio))
-    zero = alt.datum(1 if is_ratio else 0)
+    low, high = _both(effects["margin"], is_ratio=is_ratio)
+    zero = 1 if is_ratio else 0
     empty = alt.Chart(alt.InlineData(values=[{}]))
     band = empty.mark_rect(color=theme.BAND, clip=True)
     rule = empty.mark_rule(color=MUTED, strokeDash=[2, 3])
     if upright:
-        return band.encode(y=low, y2=high), rule.encode(y=zero)
-    return band.encode(x=low, x2=high), rule.encode(x=zero)
+        return band.encode(alt.YDatum(low), alt.Y2Datum(high)), rule.encode(alt.YDatum(zero))
+    return band.encode(alt.XDatum(low), alt.X2Datum(high)), rule.encode(alt.XDatum(zero))
 
 
 def span(frame: pd.DataFrame, *columns: str, around: Iterable[float] = ()) -> list[float]:
@@ -462,11 +528,16 @@ def _both(margins: pd.Series, *, is_ratio: bool = False) -> tuple[float, float]:
     return (1 / margin, margin) if is_ratio else (-margin, margin)
 
 
-def _colour(field: str, marks: Mapping[str, Mark]) -> alt.Color:
-    colours = [mark.colour for mark in marks.values()]
-    return alt.Color(f"{field}:N").scale(domain=list(marks), range=colours).title(None)
+def _colour(marks: Mapping[str, Mark], **options: None) -> alt.Color:
+    # Not alt.Color(...).scale(...): Altair reads a signature at every such step, in milliseconds.
+    scale = alt.Scale(domain=list(marks), range=[mark.colour for mark in marks.values()])
+    return alt.Color("arm:N", scale=scale, title=None, **options)
 
 
-def _shape(field: str, marks: Mapping[str, Mark]) -> alt.Shape:
-    shapes = [mark.shape for mark in marks.values()]
-    return alt.Shape(f"{field}:N").scale(domain=list(marks), range=shapes).title(None)
+def _shape(marks: Mapping[str, Mark], **options: None) -> alt.Shape:
+    scale = alt.Scale(domain=list(marks), range=[mark.shape for mark in marks.values()])
+    return alt.Shape("arm:N", scale=scale, title=None, **options)
+
+
+def _marked(marks: Mapping[str, Mark], **options: None) -> tuple[alt.Color, alt.Shape]:
+    return _colour(marks, **options), _shape(marks, **options)

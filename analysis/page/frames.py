@@ -4,7 +4,7 @@ A *panel* is what is drawn apart: an architecture, with whatever else tells its 
 of other panels (variant, recipe, data set). Within a panel, cells differ by depth and arm: a
 placement, or a placement that borrows another's flow.
 
-*Flow* is log10 of the gradient-flow column that the plan names, in dex.
+*Flow* is log10 of the gradient-flow column that the plan names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from scipy import special
 from analysis.judgement.effects import Effect
 from analysis.judgement.outcomes import name_arm
 from analysis.load import spread_times
+from analysis.page import theme
 from analysis.statistics.multiplicity import benjamini_hochberg
 from analysis.statistics.power import detectable_difference, pairs_needed, sd_upper_bound
 from harness.study.records import Settings
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _NO_VARIANT = {
     *("dataset", "architecture", "placement", "program", "depth", "seed"),
-    *("stage", "recipe", "lr", "weight_decay", "flow"),
+    *("stage", "recipe", "lr", "weight_decay", "flow", "flow_lr", "flow_weight_decay"),
 }
 _RATES = ["lr", "weight_decay"]
 RECIPES = {"common": "common recipe", "tuned": "tuned recipes", "tuning": "tuning stage"}
@@ -124,7 +125,12 @@ def tabulate_trials(results: Results) -> pd.DataFrame:
 
     `state` is 'done', 'diverged', 'failed' (it broke, and no attempt finished) or 'missing'.
     """
-    outcomes = results.trials[["trial_id", "status", "test_accuracy", "wall_time", "probe_time"]]
+    outcomes = results.trials[
+        [
+            *("trial_id", "status", "test_accuracy", "validation_accuracy"),
+            *("wall_time", "probe_time"),
+        ]
+    ]
     trials = results.planned.merge(outcomes, on="trial_id", how="left")
     absent = np.where(trials["trial_id"].isin(results.failed["trial_id"]), "failed", "missing")
     trials["state"] = trials["status"].where(trials["status"].notna(), absent)
@@ -208,7 +214,8 @@ def tabulate_failures(failures: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame for a spreadsheet: a text that would run as a formula there gets a quote ahead.
+    """The frame for a spreadsheet: a text that would run as a formula there gets a quote ahead, and
+    no character moves a terminal that lists the file.
 
     Source:
         OWASP, "CSV Injection".
@@ -216,7 +223,12 @@ def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
     texts = frame.select_dtypes(include=["object", "string"]).columns
     formula = r"^(?=[=+\-@\t\r])"
     return frame.assign(
-        **{name: frame[name].str.replace(formula, "'", regex=True) for name in texts}
+        **{
+            name: frame[name]
+            .str.replace(formula, "'", regex=True)
+            .str.replace(theme.INVISIBLE, "\N{REPLACEMENT CHARACTER}", regex=True)
+            for name in texts
+        }
     )
 
 

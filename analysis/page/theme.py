@@ -17,7 +17,7 @@ import pandas as pd
 from harness.study.records import AnalysisPlan, EpochRow, FailureRow, GradientRow, TrialRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 INK = "#1f2328"
 MUTED = "#59636e"
@@ -85,6 +85,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "supported": ("✓", "#00704f"),
     "contradicted": ("✕", "#b03a00"),
     "equivalent": ("≈", "#0063a0"),
+    "equivalent on average": ("≈", "#59636e"),
     "inconclusive": ("?", "#59636e"),
 }
 """Word of a verdict -> its icon and its colour."""
@@ -128,18 +129,31 @@ def meaning(column: str) -> str:
     return str(_COLUMNS[column]["meaning"])
 
 
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+INVISIBLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e0fff]"
+)
 
 
 def visible(text: str) -> str:
     r"""Text in which no character changes how its neighbours are read.
 
-    A name may hold marks that turn the line around it from right to left, or that a terminal obeys.
+    A name may hold marks that turn the line around it from right to left, that a terminal obeys, or
+    that no picture in SVG can hold. Signs that join letters or emojis stay.
 
     >>> visible("a safe\u202ename")
     'a safe�name'
     """
-    return _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
+    return INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def visible_in(content: Any) -> Any:  # noqa: ANN401
+    """The same of every text in a chart's lists and mappings."""
+    if isinstance(content, dict):
+        return {name: visible_in(part) for name, part in content.items()}
+    if isinstance(content, list | tuple):
+        return [visible_in(part) for part in content]
+    return visible(content) if isinstance(content, str) else content
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -178,6 +192,21 @@ def ratio(value: float) -> str:
     return f"{value:.2f}" if 0.1 <= value < 100 else f"{value:.2g}"
 
 
+def number(value: float, digits: int = 2) -> str:
+    """A number as it is printed."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else NONE
+
+
+def interval(low: float, high: float, write: Callable[[float], str] = signed) -> str:
+    """An interval as it is printed."""
+    return f"[{write(low)}, {write(high)}]" if math.isfinite(low) else "[no interval]"
+
+
+def capitalized(words: str) -> str:
+    """Words with a capital ahead; the others keep theirs."""
+    return words[:1].upper() + words[1:]
+
+
 def inline(frame: pd.DataFrame, *columns: str, digits: int = 4) -> alt.InlineData:
     """The columns that a chart draws, inside it, to as many digits as a pixel can show and more."""
     records = frame[list(columns)].to_dict("records")
@@ -188,6 +217,8 @@ def inline(frame: pd.DataFrame, *columns: str, digits: int = 4) -> alt.InlineDat
 
 
 def _short(value: Any, digits: int) -> Any:  # noqa: ANN401
+    if isinstance(value, str):
+        return visible(value)
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return None if value is pd.NA else value

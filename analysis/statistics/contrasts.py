@@ -1,6 +1,6 @@
-"""Estimate weighted sums of cell means, with one estimator for everything that is asked.
+"""Estimate weighted sums of cell means, with one estimator for every question.
 
-What is asked is said by the weights over cells: a mean, a trend with depth, plain minus residual.
+The weights over cells state the question: a mean, a trend with depth, plain minus residual.
 
 Legend of shape suffixes: C cells, S seeds, G blocks that share seeds, K parts or twins, `...` any
 leading axes.
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
+from analysis.statistics.looks import ONLY_LOOK, Look
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_FEWEST_FREE = 0.25
-"""Degrees of freedom below which no cell's residuals count, for lack of any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +31,8 @@ class Contrast:
     estimate: NDArray[np.float64]
     se: NDArray[np.float64]
     df: NDArray[np.float64]
+    look: Look = ONLY_LOOK
+    """This look at the data: every p-value and interval accounts for the looks before it."""
 
     @property
     def t(self) -> NDArray[np.float64]:
@@ -41,7 +42,7 @@ class Contrast:
     @property
     def p(self) -> NDArray[np.float64]:
         """Two-sided p-value of "there is no difference"."""
-        return 2 * special.stdtr(self.df, -np.abs(self.t))
+        return self.look.repeated_two_sided(2 * special.stdtr(self.df, -np.abs(self.t)))
 
     def p_equivalent(self, margin: float) -> NDArray[np.float64]:
         """The larger of the two one-sided p-values of "it is at least the margin" (TOST).
@@ -49,7 +50,9 @@ class Contrast:
         Source:
             Schuirmann 1987, doi:10.1007/BF01068419.
         """
-        return special.stdtr(self.df, (np.abs(self.estimate) - margin) / self.se)
+        return self.look.repeated(
+            special.stdtr(self.df, (np.abs(self.estimate) - margin) / self.se)
+        )
 
     def p_beyond(self, margin: float) -> NDArray[np.float64]:
         """P-value of "it is at most the margin" (minimal-effect test).
@@ -57,11 +60,13 @@ class Contrast:
         Source:
             Murphy & Myors 1999, doi:10.1037/0021-9010.84.2.234.
         """
-        return special.stdtr(self.df, (margin - np.abs(self.estimate)) / self.se)
+        return self.look.repeated(
+            special.stdtr(self.df, (margin - np.abs(self.estimate)) / self.se)
+        )
 
     def half_width(self, confidence: float) -> NDArray[np.float64]:
         """Half the length of the interval around the estimate."""
-        return special.stdtrit(self.df, (1 + confidence) / 2) * self.se
+        return special.stdtrit(self.df, 1 - self.look.nominal((1 - confidence) / 2)) * self.se
 
 
 def estimate_contrast(
@@ -70,14 +75,15 @@ def estimate_contrast(
     *,
     block_C: NDArray[np.intp],
     floor: float = 0.0,
+    look: Look = ONLY_LOOK,
 ) -> Contrast:
-    """Weighted sum of the cells' mean paired differences: the one estimator of this package.
+    """Weighted sum of the cells' mean paired differences: the only estimator of this package.
 
     The harness derives its random streams from a block seed of (data set, architecture, depth,
-    seed, stage). So within one architecture and depth the seeds are *crossed* with whatever else
-    varies (batch sizes, say): seed 3 is the same randomness in each of these cells, and their
-    deviations are summed seed by seed before they are squared. Across architectures and depths
-    seeds are *nested*: seed 3 of plain-8 and of plain-14 share nothing but the number, the
+    seed, stage). So within one architecture and depth the seeds are *crossed* with every other
+    factor (for example batch size): seed 3 is the same randomness in each of these cells, and
+    their deviations are summed seed by seed before they are squared. Across architectures and
+    depths seeds are *nested*: seed 3 of plain-8 and of plain-14 share only the number, the
     variances add, and Welch and Satterthwaite give the degrees of freedom::
 
         se_g^2 = sum_s (sum_{c in g} w_c (d_cs - m_c) / sqrt(n_c (n_c - 1)))^2
@@ -88,7 +94,7 @@ def estimate_contrast(
 
     Shapes:
         diff_CS: (..., C, S), NaN where there is no pair; column s is the same seed everywhere.
-        weight_C: (..., C); a cell of weight 0 takes no part.
+        weight_C: (..., C); a cell of weight 0 is left out.
         block_C: (C,), equal where cells share their block seeds.
     Units:
         The result is in the unit of diff_CS times that of the weights; floor is a variance of
@@ -121,17 +127,20 @@ def estimate_contrast(
         estimate=np.where(has_mean, estimate, np.nan),
         se=np.where(exists, np.sqrt(variance), np.nan),
         df=np.where(exists, df, np.nan),
+        look=look,
     )
 
 
-def estimate_cells(diff_CS: NDArray[np.float64], *, floor: float = 0.0) -> Contrast:
+def estimate_cells(
+    diff_CS: NDArray[np.float64], *, floor: float = 0.0, look: Look = ONLY_LOOK
+) -> Contrast:
     """Each cell's own paired t: a `Contrast` of shape (..., C).
 
     Shapes:
         diff_CS: (..., C, S), NaN where there is no pair.
     """
     return estimate_contrast(
-        diff_CS[..., :, None, :], np.ones(1), block_C=np.zeros(1, np.intp), floor=floor
+        diff_CS[..., :, None, :], np.ones(1), block_C=np.zeros(1, np.intp), floor=floor, look=look
     )
 
 
@@ -174,118 +183,10 @@ def twin_weights(diff_CS: NDArray[np.float64], twin_KC: NDArray[np.float64]) -> 
     return is_used_K @ twin_KC / np.maximum(is_used_K.sum(-1, keepdims=True), 1)
 
 
-def heterogeneity_test(parts: Contrast, is_member: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """P-value of "all parts have the same effect", their variances free: (...).
-
-    1 where there is one part only: it cannot differ from itself.
-
-    Shapes:
-        parts: (..., K) independent estimates.
-        is_member: (K,) or (..., K), the parts to compare.
-    Source:
-        Welch 1951, doi:10.1093/biomet/38.3-4.330.
-    """
-    is_member = is_member & np.isfinite(parts.se)
-    count = is_member.sum(-1)
-    weight_K = np.where(is_member, 1 / np.where(is_member, parts.se, 1.0) ** 2, 0.0)
-    total = np.maximum(weight_K.sum(-1, keepdims=True), 1e-300)
-    estimate_K = np.where(is_member, parts.estimate, 0.0)
-    center = (weight_K * estimate_K).sum(-1, keepdims=True) / total
-    between = (weight_K * (estimate_K - center) ** 2).sum(-1)
-    df_K = np.where(is_member, parts.df, 1.0)
-    imbalance = np.where(is_member, (1 - weight_K / total) ** 2 / df_K, 0.0).sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        f = between / (count - 1) / (1 + 2 * (count - 2) / (count**2 - 1) * imbalance)
-        p = special.fdtrc(count - 1, (count**2 - 1) / (3 * imbalance), f)
-    return np.where(count >= 2, p, 1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mediation:
-    """Does a pair whose gradient flow differs more also differ more in accuracy?
-
-    Shapes:
-        All (...).
-    Units:
-        slope in percentage points per dex.
-    """
-
-    slope: NDArray[np.float64]
-    se: NDArray[np.float64]
-    df: NDArray[np.float64]
-
-    @property
-    def p(self) -> NDArray[np.float64]:
-        """Two-sided p-value of "the slope is zero"."""
-        return 2 * special.stdtr(self.df, -np.abs(self.slope / self.se))
-
-
-def estimate_mediation(
-    accuracy_CS: NDArray[np.float64],
-    flow_CS: NDArray[np.float64],
-    mean_flow_CS: NDArray[np.float64],
-) -> Mediation:
-    """The path from gradient flow to accuracy within pairs, cells pooled.
-
-    The accuracy difference of each pair is regressed on its flow difference and on the pair's
-    mean flow, all three centred within their cell: what differs between depths or architectures
-    cannot pose as an effect of flow. The path from placement to flow is the contrast on flow.
-
-    Cells need not be equally noisy: as in `estimate_contrast` each has its own variance, and Welch
-    and Satterthwaite give the degrees of freedom. One variance for all would find a path that is
-    not there in up to half of all grids whose noisy cells are also those where flow varies most.
-    With h_c the leverage of cell c, x the flow difference as the mean flow leaves it, e residuals::
-
-        v_c  = sum_s e_cs^2 / (n_c - h_c)
-        se^2 = sum_c v_c sum_s x_cs^2 / (sum x^2)^2
-
-    With one cell this is the t test of ordinary least squares.
-
-    Shapes:
-        All (..., C, S): differences of the pairs in accuracy and in flow, and their mean flow;
-        NaN where a cell or a pair takes no part.
-    Units:
-        accuracy_CS in percentage points, the flows in dex.
-    Source:
-        Judd, Kenny & McClelland 2001, doi:10.1037/1082-989X.6.2.115; Montoya & Hayes 2017,
-        doi:10.1037/met0000086.
-    """
-    is_usable_CS = np.isfinite(accuracy_CS) & np.isfinite(flow_CS) & np.isfinite(mean_flow_CS)
-    y_CS, x_CS, mean_CS = (
-        cell_moments(np.where(is_usable_CS, values_CS, np.nan))[2]
-        for values_CS in (accuracy_CS, flow_CS, mean_flow_CS)
-    )
-
-    def dot(a_CS: NDArray[np.float64], b_CS: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (a_CS * b_CS).sum((-2, -1))[..., None, None]
-
-    raw_xx, mm = dot(x_CS, x_CS), dot(mean_CS, mean_CS)
-    pairs_C = is_usable_CS.sum(-1)
-    df_ols = (pairs_C - (pairs_C > 0)).sum(-1) - 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x_CS = x_CS - dot(x_CS, mean_CS) / mm * mean_CS
-        xx = dot(x_CS, x_CS)
-        slope = dot(x_CS, y_CS) / xx
-        residual_CS = y_CS - slope * x_CS - dot(mean_CS, y_CS) / mm * mean_CS
-        leverage_C = (pairs_C > 0) + (x_CS**2 / xx + mean_CS**2 / mm).sum(-1)
-        # A cell that has drawn the line to itself has hardly a residual left to judge it by.
-        df_C = np.maximum(pairs_C - leverage_C, _FEWEST_FREE)
-        share_C = (x_CS**2 / xx**2).sum(-1) * (residual_CS**2).sum(-1) / df_C
-        variance = share_C.sum(-1)
-        df = variance**2 / (share_C**2 / df_C).sum(-1)
-    is_spread = (xx > 1e-12 * raw_xx).all((-2, -1))
-    exists = (df_ols >= 1) & is_spread & (variance > 0)
-    return Mediation(
-        slope=np.where(exists, slope[..., 0, 0], np.nan),
-        se=np.where(exists, np.sqrt(variance), np.nan),
-        df=np.where(exists, df, np.nan),
-    )
-
-
 def cell_moments(
     diff_CS: NDArray[np.float64],
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-    """Pairs and mean of each cell, (..., C); deviations from it, zero without a pair, (..., C, S)."""
+    """Pairs and mean of each cell, (..., C); deviations from it, 0 without a pair, (..., C, S)."""
     is_paired_CS = ~np.isnan(diff_CS)
     pairs_C = is_paired_CS.sum(-1)
     mean_C = np.where(is_paired_CS, diff_CS, 0.0).sum(-1) / np.maximum(pairs_C, 1)

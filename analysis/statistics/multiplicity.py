@@ -1,4 +1,4 @@
-"""Correct p-values for being many.
+"""Correct p-values for multiple testing.
 
 Legend of shape suffixes: M tests of one family, on the last axis.
 """
@@ -38,7 +38,7 @@ def holm(p_M: ArrayLike) -> NDArray[np.float64]:
 
 
 def holm_level(p_M: ArrayLike, *, alpha: float) -> NDArray[np.float64]:
-    """The largest p at which Holm would reject each test, the others being what they are.
+    """The largest p at which Holm would reject each test, given the p-values of the others.
 
     Shapes:
         p_M: (M,), one family; so is the result.
@@ -47,14 +47,14 @@ def holm_level(p_M: ArrayLike, *, alpha: float) -> NDArray[np.float64]:
     array([0.025, 0.05 ])
     """
     p_M = np.asarray(p_M, dtype=float)
-    # Beside the others a test that has no evidence of its own comes last.
+    # A test without evidence of its own ranks last among the others.
     others_MM = np.where(np.eye(len(p_M), dtype=bool), np.nan, p_M)
     rejected_M = (holm(others_MM) <= alpha).sum(-1)
     return alpha / (len(p_M) - rejected_M)
 
 
 def benjamini_hochberg(p_M: ArrayLike) -> NDArray[np.float64]:
-    """Adjustment that bounds the share of false finds among all finds: for exploratory maps only.
+    """Adjustment that bounds the false discovery rate: for exploratory maps only.
 
     NaN stays NaN and still counts.
 

@@ -1,8 +1,8 @@
-"""What a number of seeds can show, before they are run and after.
+"""Compute what a number of seeds can show, before and after they are run.
 
 Everything is exact for normal differences: noncentral t for "is there a difference", an integral
 over the chi distribution of the standard error for "is it smaller than the margin".
-Needs numpy and scipy only: the harness asks it for the smallest difference a grid can detect.
+Needs numpy and scipy only: the harness uses it for the smallest difference a grid can detect.
 
 Legend of shape suffixes: K nodes of Gauss and Legendre's quadrature.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SEEDS_LIMIT = 10_000
-"""More seeds than this are no plan."""
+"""The limit of every search: no study plans for more seeds."""
 _NODE_K, _WEIGHT_K = np.polynomial.legendre.leggauss(128)  # on [-1, 1]
 
 
@@ -32,8 +32,8 @@ def t_power(ratio: float, df: float, *, alpha: float = 0.05) -> float:
     0.05
     """
     critical = special.stdtrit(df, 1 - alpha / 2)
-    # P(t > c) on either side. The far side as 1 - P(t' < c) with the noncentrality turned round:
-    # scipy gives NaN for tails as thin as the other form's.
+    # P(t > c) on either side. The far side is 1 - P(t' < c) with the noncentrality negated: in the
+    # other form the tail is so thin that scipy gives NaN.
     right, wrong = 1 - special.nctdtr(df, np.array([ratio, -ratio]), critical)
     return float(right + wrong)
 
@@ -41,8 +41,8 @@ def t_power(ratio: float, df: float, *, alpha: float = 0.05) -> float:
 def tost_power(margin_ratio: float, df: float, *, ratio: float = 0.0, alpha: float = 0.05) -> float:
     """Probability that two one-sided t tests show the difference to lie within the margin.
 
-    Both tests pass where |estimate| < margin - t * s; integrated over the distribution of the
-    standard error s, which is what Owen's Q functions come to.
+    Both tests pass where |estimate| < margin - t * s; this is integrated over the distribution of
+    the standard error s, as Owen's Q functions do.
 
     Units:
         margin_ratio: the margin over the true standard error of the estimate.
@@ -85,7 +85,7 @@ def detectable_difference(
     if pairs < 2:
         raise ValueError(f"a t test needs 2 pairs, not {pairs}")
     df = pairs - 1
-    # At this ratio the power is above any asked for: the t quantile is far exceeded.
+    # At this ratio the power exceeds any request: it is far above the t quantile.
     top = 10 * float(special.stdtrit(df, 1 - alpha / 2)) + 10
     ratio = _find_root(lambda ratio: t_power(ratio, df, alpha=alpha) - power, 0.0, top)
     return float(ratio * sd / np.sqrt(pairs))
@@ -94,7 +94,7 @@ def detectable_difference(
 def pairs_needed(
     difference: float, sd: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Fewest pairs that find a true difference with the given power; None beyond any plan.
+    """Fewest pairs that find a true difference with the given power; None beyond the limit.
 
     Units:
         difference and sd (of the paired differences) in one unit.
@@ -126,13 +126,13 @@ def pairs_needed_to_equate(
 def seeds_needed_to_settle(
     margin: float, *, se: float, df: float, seeds: float, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
-    """Fewest seeds per cell after which a pooled effect is settled either way; None beyond any plan.
+    """Fewest seeds per cell that settle a pooled effect either way; None beyond the limit.
 
     Settled either way: an effect as large as the margin is found, and no effect at all is shown
     to lie within the margin, each with the given power.
 
-    The plan stands on the upper 80 % bound of the standard deviation: planned on the estimate
-    itself, half of all studies would fall short.
+    The plan uses the upper 80 % bound of the standard deviation: if it used the estimate, half of
+    all studies would be too small.
 
     Units:
         margin and se in one unit; `seeds` per cell and `df` are those that `se` came from.
@@ -163,9 +163,9 @@ def seeds_needed_to_decide(
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> int | None:
-    """Fewest seeds per cell that give a word if the estimate is the truth; None beyond any plan.
+    """Fewest seeds per cell that give a verdict if the estimate is true; None beyond the limit.
 
-    A word is given where the effect is shown to lie within the margin; or to differ, from zero
+    A verdict is that the effect lies within the margin, or that it differs from zero
     (`against_zero`) or by more than the margin.
 
     Units:
@@ -198,46 +198,12 @@ def sd_upper_bound(sd: float, df: float, *, confidence: float = 0.8) -> float:
     return float(sd * np.sqrt(df / special.chdtri(df, confidence)))
 
 
-def pocock_level(alpha: float, looks: int) -> float:
-    """Nominal level of each of `looks` equally spaced analyses that together err with `alpha`.
-
-    Units:
-        Two-sided levels.
-    Source:
-        Pocock 1977, doi:10.1093/biomet/64.2.191; the integral is Armitage, McPherson & Rowe 1969,
-        doi:10.2307/2343787.
-
-    >>> round(pocock_level(0.05, 2), 4)
-    0.0294
-    """
-    if looks == 1:
-        return alpha
-
-    def excess(bound: float) -> float:
-        return 1 - alpha - _stay_probability(bound, looks)
-
-    bound = _find_root(excess, float(special.ndtri(1 - alpha / 2)), 10.0)
-    return float(2 * special.ndtr(-bound))
-
-
-def _stay_probability(bound: float, looks: int) -> float:
-    """P(|z| < bound at every look), by passing the density of the running sum from look to look."""
-    sum_K = bound * _NODE_K
-    mass_K = np.exp(-(sum_K**2) / 2) / np.sqrt(2 * np.pi) * _WEIGHT_K * bound
-    for look in range(2, looks + 1):
-        reach = bound * np.sqrt(look)  # the sum's bound at this look
-        next_K = reach * _NODE_K
-        step_KK = np.exp(-((next_K[:, None] - sum_K) ** 2) / 2) / np.sqrt(2 * np.pi)
-        sum_K, mass_K = next_K, (step_KK @ mass_K) * _WEIGHT_K * reach
-    return float(mass_K.sum())
-
-
 def _find_root(function: Callable[[float], float], low: float, high: float) -> float:
     return float(optimize.brentq(function, low, high))  # pyright: ignore[reportArgumentType]
 
 
 def _fewest(suffices: Callable[[int], bool], *, least: int) -> int | None:
-    """Smallest count that suffices, where every larger one does too; None beyond the limit."""
+    """Smallest sufficient count, if all larger ones suffice too; None beyond the limit."""
     high = least
     while not suffices(high):
         if high >= SEEDS_LIMIT:

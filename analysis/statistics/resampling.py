@@ -1,6 +1,6 @@
-"""Exact and resampling tests: what can be said without assuming that differences are normal.
+"""Exact and resampling tests, which do not assume that differences are normal.
 
-Legend of shape suffixes: P pairs, W pairs of pairs, V sign vectors, D draws.
+Legend of shape suffixes: P pairs, W pairs of pairs, V sign vectors, R rows of pairs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 _EXACT_PAIRS = 16
-"""Up to here every sign vector is tried."""
+_EXACT_PAIRS_OF_MANY = 12
+"""Most pairs for which every sign vector is tried: for one set of pairs, for many at once."""
+_ROWS_AT_ONCE = 500
 
 
 def sign_flip_test(
@@ -23,8 +25,8 @@ def sign_flip_test(
     """Two-sided p-value of "the paired differences are symmetric about zero".
 
     Exact while the pairs are few: every sign vector is tried. Beyond that Monte Carlo, with the
-    observed vector counted in, so that p is never zero. Differences times their weights test a
-    weighted mean.
+    observed vector counted in, so that p is never zero. To test a weighted mean, pass differences
+    times their weights.
 
     Shapes:
         diff_P: (P,), one difference per pair, arm minus baseline.
@@ -41,7 +43,7 @@ def sign_flip_test(
     _check(diff_P)
     pairs = len(diff_P)
     if pairs <= _EXACT_PAIRS:
-        # A vector and its negative give equal sums: the first sign stays up.
+        # A vector and its negative give sums of equal size, so the first sign stays positive.
         bit_VP = np.arange(2 ** (pairs - 1))[:, None] >> np.arange(pairs) & 1
         return float(_is_as_extreme(1 - 2 * bit_VP, diff_P).mean())
     sign_VP = rng.choice(np.array([-1, 1], dtype=np.int8), size=(draws, pairs))
@@ -77,7 +79,7 @@ def signed_rank_test(diff_P: NDArray[np.float64]) -> float:
 
 
 def hodges_lehmann(diff_P: NDArray[np.float64]) -> float:
-    """Median of the averages of all pairs of differences, each with itself included.
+    """Median of the averages of all pairs of differences, each paired with itself too.
 
     Source:
         Hodges & Lehmann 1963, doi:10.1214/aoms/1177704172.
@@ -91,7 +93,7 @@ def hodges_lehmann(diff_P: NDArray[np.float64]) -> float:
 
 
 def superiority(diff_P: NDArray[np.float64]) -> float:
-    """Share of pairs that the arm wins, ties counted half.
+    """Share of pairs that the arm wins; a tie counts half.
 
     >>> superiority(np.array([0.0, 1.0, -1.0, 2.0]))
     0.625
@@ -99,47 +101,42 @@ def superiority(diff_P: NDArray[np.float64]) -> float:
     return float(np.mean(diff_P > 0) + np.mean(diff_P == 0) / 2)
 
 
-def mcnemar_test(arm_only: ArrayLike, baseline_only: ArrayLike) -> NDArray[np.float64]:
-    """Exact two-sided p-value of "either arm is as likely to be the one that diverges".
+def sign_flip_tails(
+    diff_P: NDArray[np.float64], *, draws: int = 1_999, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One-sided p-values of "the differences are symmetric about zero", for many rows at once.
 
-    Given how many pairs are discordant, the arm's share of them is binomial with chance 1/2.
-    Without a discordant pair p is 1.
+    The first tests against positive differences, the second against negative ones. Exact while the
+    pairs are few, then Monte Carlo with the observed signs counted in, the same in all rows.
 
     Shapes:
-        arm_only, baseline_only: counts of discordant pairs, any shape.
-    Source:
-        McNemar 1947, doi:10.1007/BF02295996, in its exact form.
+        diff_P: (..., P), one difference per pair; NaN where there is none, which adds nothing.
+        The results have shape (...), NaN where no pair differs.
 
-    >>> float(mcnemar_test(0, 6))
-    0.03125
+    >>> above, below = sign_flip_tails(np.array([1.0, 2.0, 3.0]), rng=np.random.default_rng(0))
+    >>> float(above), float(below)
+    (0.125, 1.0)
     """
-    fewer = np.minimum(arm_only, baseline_only)
-    discordant = np.add(arm_only, baseline_only)
-    return np.minimum(1.0, 2 * special.bdtr(fewer, discordant, 0.5))
-
-
-def product_interval(
-    a: float,
-    se_a: float,
-    df_a: float,
-    b: float,
-    se_b: float,
-    df_b: float,
-    *,
-    draws: int = 20_000,
-    rng: np.random.Generator,
-) -> tuple[float, float]:
-    """95 % Monte-Carlo interval of a * b, each drawn from its own t distribution.
-
-    The product of two estimates is skewed, so estimate +- 2 standard errors would be wrong.
-
-    Source:
-        MacKinnon, Lockwood & Williams 2004, doi:10.1207/s15327906mbr3901_4.
-    """
-    a_D = a + se_a * rng.standard_t(df_a, draws)
-    b_D = b + se_b * rng.standard_t(df_b, draws)
-    low, high = np.quantile(a_D * b_D, [0.025, 0.975])
-    return float(low), float(high)
+    rows_RP = np.nan_to_num(diff_P).reshape(-1, diff_P.shape[-1])
+    pairs = rows_RP.shape[-1]
+    is_exact = pairs <= _EXACT_PAIRS_OF_MANY
+    if is_exact:
+        sign_VP = 1.0 - 2 * (np.arange(2**pairs)[:, None] >> np.arange(pairs) & 1)
+    else:
+        sign_VP = rng.choice(np.array([-1.0, 1.0]), size=(draws, pairs))
+    observed = 0 if is_exact else 1
+    p_2R = np.empty((2, len(rows_RP)))
+    for first in range(0, len(rows_RP), _ROWS_AT_ONCE):
+        part_RP = rows_RP[first : first + _ROWS_AT_ONCE]
+        excess_RV = part_RP @ sign_VP.T - part_RP.sum(-1, keepdims=True)
+        slack_R1 = 1e-9 * np.abs(part_RP).sum(-1, keepdims=True)
+        for tail, reached_RV in enumerate((excess_RV >= -slack_R1, excess_RV <= slack_R1)):
+            p_2R[tail, first : first + len(part_RP)] = (reached_RV.sum(-1) + observed) / (
+                len(sign_VP) + observed
+            )
+    p_2R = np.where(rows_RP.any(-1), p_2R, np.nan)
+    above, below = (p_R.reshape(diff_P.shape[:-1]) for p_R in p_2R)
+    return above, below
 
 
 def _check(diff_P: NDArray[np.float64]) -> None:
@@ -151,7 +148,7 @@ def _check(diff_P: NDArray[np.float64]) -> None:
 
 def _is_as_extreme(sign_VP: NDArray[np.integer], diff_P: NDArray[np.float64]) -> NDArray[np.bool_]:
     observed = abs(diff_P.sum())
-    # Accuracies are counts of images over their number: differences that are equal as counts
-    # differ by rounding, and are ties all the same.
+    # Accuracies are counts divided by the number of images: differences that are equal as counts
+    # may differ by rounding, but are still ties.
     slack = 1e-9 * np.abs(diff_P).sum()
     return np.abs(sign_VP @ diff_P) >= observed - slack

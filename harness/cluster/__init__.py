@@ -1,9 +1,16 @@
 """Ray: place packs on workers, retry, stop, collect.
 
-In go the trials that a store lacks; their rows arrive in the store. Read in this order::
+In go the trials that a store lacks and a `Request`; out come their rows and failures, in the store,
+and news for a `Watcher`. Read in the order of a run::
 
-    shards -> fanout
+    request -> shards -> fanout -> connection, nodes -> worker, desk
 
-`forecast` and `costs` say what a run will take, `preflight` asks every node whether it could
-train. The files beside them start clusters. Nothing is imported here: only `fanout` needs ray.
+`fanout` runs the passes, `worker` trains in other processes, `desk` keeps the driver's books.
+`ray_internals` holds what Ray does not promise to keep, `scratch` a run's folders on this machine.
+`work`, `forecast` and `costs` estimate what a run takes, `machine` says what this one gives and
+lacks, `guard` ends a run whose Ray is gone, `preflight` asks every node whether it could
+train. The files beside them start clusters.
+
+Nothing is imported here. Plain data and estimates (`request`, `shards`, `forecast`, `costs`,
+`machine`, `preflight`) import without ray; the others need it.
 """

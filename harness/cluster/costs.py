@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from harness.cluster.forecast import MULTIPLY_ADDS_PER_SECOND, Forecast
+from harness.cluster.forecast import PACES, Forecast
 from harness.study.errors import ClusterError
 from harness.study.records import TrialRow
 from harness.study.trials import Trial
@@ -32,8 +32,8 @@ BOOT_TIME = 300.0
 """Seconds from asking for a machine to its first trial: its start, and its environment's setup."""
 
 _GPU_GUESS = (
-    f"guessed from the size of the networks: {MULTIPLY_ADDS_PER_SECOND['cuda']:.0e} multiply-adds a "
-    "second are assumed of a GPU, and no gain from sharing one; no trial has been timed on it yet"
+    f"guessed from the size of the networks: {1 / PACES['cuda'].flop:.0e} FLOP a second "
+    "are assumed of a GPU, and no gain from sharing one; no trial has been timed on it yet"
 )
 
 Prices = Mapping[str, float]
@@ -163,6 +163,7 @@ def describe_costs(
         is_guessed_for_gpu = device == "cuda" and not timed
         bases[_GPU_GUESS if is_guessed_for_gpu else forecast.basis] = None
         at_once = min(room, math.ceil(kind.gpus)) if is_guessed_for_gpu else room
+        forecast.prepare(missing)
         durations = [forecast.seconds(trial) for trial in missing]
         most = min(kind.most * at_once, len(missing))
         workers = count_worthwhile_workers(sum(durations), present=0, most=most)

@@ -1,27 +1,68 @@
-"""How long trials take and how much they write: roughly, then better with every finished one."""
+"""How long trials take and how much they write: roughly, then better with every finished one.
+
+Ahead of any finished trial, a network takes as long as its work, counted by torch (see `work`), at
+the pace of a processor. A driver that has not loaded torch has it counted in a process of its own
+while Ray starts: torch takes as long to import as Ray to start, and its memory would stay with the
+driver for the whole run.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from harness.study.trials import Trial
+from harness.study.facts import look_up_facts
+from harness.study.trials import EARLY_STEPS, Trial
 
-MULTIPLY_ADDS_PER_SECOND = {"cpu": 3e10, "cuda": 2e12}
-"""What small networks reach, everything around the sums included: one core of an AMD EPYC with
-AVX-512 on 8x8 images, measured; a large GPU on 32x32 images, an order of magnitude."""
+if TYPE_CHECKING:
+    from harness.cluster.work import Work
 
-_IMAGES: Mapping[str, tuple[int, int]] = {"digits": (1_077, 8)}
-_LIKE_CIFAR = 50_000, 32
-"""Training images of a data set, and pixels along their side."""
+_log = logging.getLogger(__name__)
 
-_VGG_MULTIPLY_ADDS = {11: 153e6, 13: 229e6, 16: 314e6, 19: 399e6}
-"""Of a forward pass on 32x32 pixels."""
 
-SECONDS_PER_LAYER_AND_STEP = 2e-4
-"""What a step costs however small its layers are: launching their operations."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a processor trains, everything around the sums included.
+
+    Units:
+        seconds of an optimizer step for each unit of `Work`.
+    """
+
+    flop: float
+    narrow_flop: float
+    odd_number: float
+    parameter: float
+    operation: float
+
+
+PACES: Mapping[str, Pace] = {
+    # Fitted to the steps of ten networks on images of 8, 28 and 32 pixels, one core of an AMD EPYC
+    # with AVX-512. `python -m tests.benchmarks forecast` says how well they do.
+    "cpu": Pace(
+        flop=2.5e-11, narrow_flop=5e-10, odd_number=4.7e-9, parameter=5.5e-9, operation=6e-5
+    ),
+    # A large GPU on images of 32 pixels: an order of magnitude.
+    "cuda": Pace(flop=1e-12, narrow_flop=5e-12, odd_number=2e-11, parameter=2e-11, operation=1e-5),
+}
+
+FORWARD_SHARE = 0.28
+"""Of an optimizer step, its forward pass."""
+
+PROBE_STEPS = 1.7
+"""A reading of gradient flow, in optimizer steps on as many images."""
+
+EVALUATION_BATCH = 512
+SECONDS_PER_TRIAL = 0.05
+"""What a trial costs however short it is: its network is built, its rows are written."""
 
 START_UP = 8.0
 """Seconds ahead of the first trial: Ray's start, and that of workers, which import torch."""
@@ -31,8 +72,6 @@ LEAST_LIMIT = 1_200.0
 
 LIMIT_OF_MEASURED = 10
 LIMIT_OF_GUESSED = 50
-
-_READINGS_WITHIN_EPOCHS = 8
 
 
 @dataclass(slots=True)
@@ -52,27 +91,34 @@ class _Record:
 class Forecast:
     """Seconds of work in a trial: the mean of its own cell's, where some have been trained.
 
-    Elsewhere the rough model, scaled by what it was wrong by so far.
+    Elsewhere the rough model, scaled by what it was wrong by so far: with trials of the same pack
+    size where there are some, for what packs save is known from finished ones alone.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self._of_cell: dict[Trial, _Record] = defaultdict(_Record)
-        self._of_all = _Record()
-        self._guessed = 0.0
+        self._scales: dict[int, float] = {}  # by pack size, until another trial is finished
+
+    def prepare(self, trials: Iterable[Trial]) -> None:
+        """Begin to count the work behind a forecast for `trials`; returns at once."""
+        cells = dict.fromkeys(map(_cell, trials))
+        if not cells.keys() <= self._of_cell.keys():
+            _begin_to_count([*cells, *self._of_cell])
 
     def note(self, trial: Trial, seconds: float) -> None:
         """Learn from a finished trial."""
         self._of_cell[_cell(trial)].note(seconds)
-        self._of_all.note(seconds)
-        self._guessed += guess_seconds(trial, self._device)
+        self._scales.clear()
 
     def seconds(self, trial: Trial) -> float:
         """Seconds that the trial will take on one worker."""
         if known := self._of_cell.get(_cell(trial)):
             return known.seconds / known.trials
-        scale = self._of_all.seconds / self._guessed if self._guessed else 1.0
-        return scale * guess_seconds(trial, self._device)
+        size = trial.pack_size
+        if size not in self._scales:
+            self._scales[size] = self._measure_scale(size)
+        return self._scales[size] * guess_seconds(trial, self._device)
 
     def wall_time(self, trials: Iterable[Trial], workers: int, *, warm: bool = False) -> float:
         """Seconds until so many workers, warm or yet to be started, will have trained them all."""
@@ -93,46 +139,126 @@ class Forecast:
     @property
     def basis(self) -> str:
         """What the numbers rest on, for whoever reads them."""
-        known = self._of_all.trials
+        known = sum(record.trials for record in self._of_cell.values())
         return f"from {known} finished trials" if known else "guessed from the size of the networks"
+
+    def _measure_scale(self, pack_size: int) -> float:
+        of_size = {c: known for c, known in self._of_cell.items() if c.pack_size == pack_size}
+        known = of_size or self._of_cell
+        guessed = sum(of.trials * guess_seconds(c, self._device) for c, of in known.items())
+        return sum(of.seconds for of in known.values()) / guessed if known else 1.0
 
 
 def guess_seconds(trial: Trial, device: str = "cpu") -> float:
-    """Seconds of training, from the multiply-adds of the network; right within a factor of 3 or so."""
-    images, side = _IMAGES.get(trial.dataset, _LIKE_CIFAR)
-    pixels = (side / 32) ** 2
-    match trial.architecture:
-        case "mlp":
-            forward = 512**2 * trial.depth + 512 * 3 * side**2
-        case "vgg":
-            forward = _VGG_MULTIPLY_ADDS[trial.depth] * pixels
-        case "densenet":  # 300 million at depth 100, 12 channels a layer, with bottlenecks
-            forward = 300e6 * (trial.depth / 100) ** 2 * (trial.growth / 12) ** 2 * pixels
-        case _:  # 6n+2: 41 million at depth 20
-            forward = 2.05e6 * trial.depth * pixels
-    passes = images * trial.epochs + trial.probe_size * _readings(trial)
-    # The backward pass is two forward passes.
-    sums = 3 * forward * trial.width_factor**2 * passes / MULTIPLY_ADDS_PER_SECOND[device]
-    steps = images // trial.batch_size * trial.epochs
-    return sums + SECONDS_PER_LAYER_AND_STEP * trial.depth * steps
+    """Seconds of training on one worker, from the work of the network; within a factor of 3 or so."""
+    return _guess(replace(_cell(trial), pack_size=1), device)
+
+
+@cache
+def _guess(trial: Trial, device: str) -> float:
+    facts, pace = _look_up(trial.dataset), PACES[device]
+    work = _await_work(trial)
+    image = (
+        pace.flop * work.flop
+        + pace.narrow_flop * work.narrow_flop
+        + pace.odd_number * work.odd_numbers
+    )
+
+    once = pace.parameter * work.parameters + pace.operation * work.operations
+
+    def step(images: int) -> float:
+        return once + image * images
+
+    steps = facts.train_images // trial.batch_size * trial.epochs
+    learners = 1 if trial.flow == "own" else 2  # the donor of the flow takes every step, too
+    reading = PROBE_STEPS + (trial.snr_batches > 0)
+    evaluated = facts.validation_images * trial.epochs + facts.test_images
+    return (
+        SECONDS_PER_TRIAL
+        + learners * steps * step(trial.batch_size)
+        + reading * _count_readings(trial, steps) * step(trial.probe_size)
+        + FORWARD_SHARE * evaluated / EVALUATION_BATCH * step(EVALUATION_BATCH)
+    )
 
 
 def guess_bytes(trial: Trial) -> int:
     """Bytes of a trial's three files."""
-    return 30_000 + 100 * _readings(trial) * trial.depth + 60 * trial.epochs
+    steps = _look_up(trial.dataset).train_images // trial.batch_size * trial.epochs
+    return 30_000 + 100 * _count_readings(trial, steps) * trial.depth + 60 * trial.epochs
 
 
-def count_cpus() -> int:
-    """CPUs this process may run on, which under taskset or in a container are not all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+_look_up = cache(look_up_facts)  # a folder of pictures is counted once
 
 
-def _readings(trial: Trial) -> int:
+def _count_readings(trial: Trial, steps: int) -> int:
     """Times at which gradient flow is measured."""
-    return _READINGS_WITHIN_EPOCHS + trial.epochs
+    return sum(step < steps for step in EARLY_STEPS) + trial.epochs
 
 
 def _cell(trial: Trial) -> Trial:
     return replace(trial, seed=0)
+
+
+# The work of networks, each counted once in the life of a process.
+
+_NETWORK = [
+    "dataset",
+    "architecture",
+    "program",
+    "depth",
+    "width_factor",
+    "growth",
+    "bottleneck",
+    "norm_affine",
+    "final_norm",
+    "memory_format",
+]
+
+_counter = ThreadPoolExecutor(1)
+_counts: dict[Trial, Future[dict[Trial, Work]]] = {}
+
+
+def _network(trial: Trial) -> Trial:
+    """What trials with one network have in common."""
+    settings: dict[str, Any] = {name: getattr(trial, name) for name in _NETWORK}
+    return Trial(placement="", seed=0, **settings)
+
+
+def _begin_to_count(trials: Iterable[Trial]) -> None:
+    new = [network for network in dict.fromkeys(map(_network, trials)) if network not in _counts]
+    if new:
+        count = _count_here if "torch" in sys.modules else _count_elsewhere
+        _counts.update(dict.fromkeys(new, _counter.submit(count, new)))
+
+
+def _await_work(trial: Trial) -> Work:
+    _begin_to_count([trial])
+    network = _network(trial)
+    return _counts[network].result()[network]
+
+
+def _count_here(networks: Sequence[Trial]) -> dict[Trial, Work]:
+    from harness.cluster.work import count_work  # noqa: PLC0415 - torch: not for a driver
+
+    return {network: count_work(network) for network in networks}
+
+
+def _count_elsewhere(networks: Sequence[Trial]) -> dict[Trial, Work]:
+    """The same without torch in this process; where that fails, networks count as small."""
+    from harness.cluster.work import Work  # noqa: PLC0415 - nor for a mistake in the grid
+
+    try:
+        counted = subprocess.run(
+            [sys.executable, "-m", "harness.cluster.work"],
+            input=json.dumps([asdict(network) for network in networks]),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+            start_new_session=True,  # Ctrl-C is for the run
+        )
+        works = [Work(*work) for work in json.loads(counted.stdout)]
+        return dict(zip(networks, works, strict=True))
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        _log.warning("no forecast: %s %s", error, getattr(error, "stderr", ""))
+        return dict.fromkeys(networks, Work())

@@ -1,70 +1,33 @@
-"""Ask every node of a cluster, ahead of a study, whether it could train: one table, what is off below.
+"""Ask every node of a cluster, ahead of a study, whether it could train: one table, troubles below.
 
-Each node says what it runs, tries the storage and the devices, gets the data sets, and tells the
-time. What a check leaves is what the study would make there anyway: the data sets, and an empty
-folder where a new study's results will be.
+Each node tells its versions; each that has room for a trial then starts a worker as a run does, and
+that worker uses the storage, the data sets and the device. What a check leaves is what the study
+would make there anyway: the data sets, and an empty folder where a new study's results will be.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING
 
+from harness.cluster.request import Answer, Cluster, Request, describe_resources
 from harness.results.store import Store
-from harness.study.errors import HarnessError, StoreError
+from harness.study.errors import ClusterError, HarnessError, StoreError
 from harness.study.trials import Trial
 from harness.training.provenance import digest_code
 
-if TYPE_CHECKING:
-    from harness.cluster import fanout
-
 INTRODUCTION = 60.0
-"""Seconds a node has to start a worker and say what it runs."""
+"""Seconds a node has to start a worker and tell its versions."""
 
 TRIAL_RUN = 900.0
 """Seconds it has to try everything out: a data set may have to be downloaded."""
 
-CLOCK_TOLERANCE = 5.0
-"""Seconds between two clocks; with time kept by NTP it is thousandths."""
-
-CLOCK_READINGS = 3
-
-_SUMS_ON_GPUS = """
-import torch
-for index in range(torch.cuda.device_count()):
-    assert torch.ones(8, device=f"cuda:{index}").sum().item() == 8
-    print(torch.cuda.get_device_name(index))
-"""
-
-_HEADINGS = (
-    "node",
-    "offers",
-    "Python",
-    "Ray",
-    "torch",
-    "code",
-    "device",
-    "storage",
-    "data",
-    "clock",
-)
-
-
-_REMEDY = """AWS did not give a machine. Ray passes the reason on to nobody; on the head it is in
-/tmp/ray/session_latest/logs/monitor.log, "Failed to launch". Mostly it is one of these:
-  VcpuLimitExceeded, MaxSpotInstanceCountExceeded  the quota is used up, or 0 as in a new account:
-                                ask for 4 cores a machine in AWS's Service Quotas, "All G and VT"
-  InsufficientInstanceCapacity  none is left at present: wait, take another region, or on demand
-  UnauthorizedOperation         the instance type is not among WorkerTypes of the stack"""
+_HEADINGS = ("node", "offers", "Python", "Ray", "torch", "code", "device", "storage", "data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,53 +76,46 @@ class Report:
         return "\n".join([*table, *self.notes, *self.troubles, *troubles])
 
 
-def check_cluster(trials: Sequence[Trial], store: Store, request: fanout.Request) -> Report:
+def check_cluster(trials: Sequence[Trial], store: Store, request: Request) -> Report:
     """Ask every node that is up whether it could train `trials` and keep their rows in `store`.
 
     Raises:
         ClusterError: Ray does not answer, or no node, present or to come, could hold a trial.
     """
+    from harness.cluster.nodes import (  # noqa: PLC0415  Ray: only now
+        run_in_workers,
+        run_on_every_node,
+        survey,
+    )
+
     report = Report()
     datasets = tuple(dict.fromkeys(trial.dataset for trial in trials))
-    from harness.cluster import fanout  # noqa: PLC0415  Ray: only once a cluster is asked
-
-    with fanout.survey(request) as cluster, _beacon(store, report) as beacon:
-        introductions = fanout.run_on_every_node(
+    with survey(request) as cluster, _beacon(store, report) as beacon:
+        introductions = run_on_every_node(
             name_versions, dict.fromkeys(cluster.nodes, ()), patience=INTRODUCTION
         )
         mine = name_versions()
         for node, answer in introductions.items():
             report.rows[node.address] = {"offers": Cell(node.offers)}
             report.rows[node.address] |= compare_versions(answer, mine)
-        known = [node for node, answer in introductions.items() if not answer.error]
-        tried = fanout.run_on_every_node(
-            try_out,
-            {
-                node: (
-                    store if beacon else None,
-                    beacon,
-                    datasets if node.room else (),
-                    0 if request.gpus_per_trial == 0 else node.gpus,
-                )
-                for node in known
-            },
-            patience=TRIAL_RUN,
+        arguments = (store if beacon else None, beacon, datasets, cluster.worker["GPU"] > 0)
+        able = [node for node, answer in introductions.items() if node.room and not answer.error]
+        tried = run_in_workers(
+            try_out, dict.fromkeys(able, arguments), patience=TRIAL_RUN, resources=cluster.worker
         )
+        asked = describe_resources(cluster.worker)
         for node, answer in tried.items():
             if answer.error:
-                report.rows[node.address]["storage"] = Cell("?", answer.error)
+                trouble = f"no worker of {asked} tried it out: {answer.error}; is the node at work?"
+                report.rows[node.address]["storage"] = Cell("?", trouble)
             else:
                 report.rows[node.address] |= answer.value
-        # Last: by now each node has a worker that answers at once.
-        rounds = [
-            fanout.run_on_every_node(time_now, dict.fromkeys(known, ()), patience=INTRODUCTION)
-            for _ in range(CLOCK_READINGS)
-        ]
-        for node in known:
-            readings = [answers[node] for answers in rounds]
-            report.rows[node.address]["clock"] = compare_clocks(readings)
         report.notes += describe_what_is_to_come(cluster, report)
-        report.troubles += [f"{group}: {_REMEDY}" for group in sorted(cluster.refused)]
+        report.troubles += [
+            f"{group}: a machine was asked for and did not come; on the head, the line 'Failed to "
+            "launch' of /tmp/ray/session_latest/logs/monitor.log has the provider's reason"
+            for group in sorted(cluster.refused)
+        ]
     return report
 
 
@@ -173,12 +129,7 @@ def name_versions() -> dict[str, str]:
     }
 
 
-def time_now() -> float:
-    """Seconds since 1970 by this machine's clock."""
-    return time.time()
-
-
-def compare_versions(answer: fanout.Answer, mine: Mapping[str, str]) -> dict[str, Cell]:
+def compare_versions(answer: Answer, mine: Mapping[str, str]) -> dict[str, Cell]:
     """The cells of a node's versions; other ones than the driver's are trouble."""
     if answer.error:
         text = (
@@ -194,38 +145,16 @@ def compare_versions(answer: fanout.Answer, mine: Mapping[str, str]) -> dict[str
     return cells
 
 
-def compare_clocks(readings: Sequence[fanout.Answer]) -> Cell:
-    """How far a node's clock is ahead; trouble where it is more than the answer's delay explains.
-
-    Source:
-        Mills 1991, doi:10.1109/26.103043, s.3: of several readings the quickest errs the least.
-    """
-    answer = min(readings, key=lambda answer: (answer.error, answer.answered - answer.asked))
-    if answer.error:
-        return Cell("?", f"does not tell the time: {answer.error}")
-    ahead = answer.value - (answer.asked + answer.answered) / 2
-    uncertainty = (answer.answered - answer.asked) / 2
-    if abs(ahead) - uncertainty <= CLOCK_TOLERANCE:
-        return Cell(f"{ahead:+.2f} s")
-    way = "ahead" if ahead > 0 else "behind"
-    return Cell(
-        f"{ahead:+.0f} s", f"its clock is {abs(ahead):.0f} s {way}; keep it by NTP (chrony)"
-    )
-
-
 def try_out(
-    store: Store | None, beacon: str, datasets: Sequence[str], gpus: int
+    store: Store | None, beacon: str, datasets: Sequence[str], on_gpu: bool
 ) -> dict[str, Cell]:
-    """Use, on the node this runs on, what a trial would use there."""
-    cells: dict[str, Cell] = {}
+    """Use, in the worker this runs in, what a trial would use there."""
+    cells = {
+        "data": _try(lambda: _get_data(datasets)),
+        "device": _try(_use_gpu) if on_gpu else Cell("cpu"),
+    }
     if store is not None:
         cells["storage"] = _try(lambda: _use_storage(store, beacon))
-    if datasets:
-        cells["data"] = _try(lambda: _get_data(datasets))
-    if gpus:
-        cells["device"] = _try(lambda: _use_gpus(gpus))
-    elif datasets:
-        cells["device"] = Cell("cpu")
     return cells
 
 
@@ -259,28 +188,20 @@ def _get_data(datasets: Sequence[str]) -> str:
     return ", ".join(datasets)
 
 
-def _use_gpus(count: int) -> str:
-    """Their names, once each has done a sum.
+def _use_gpu() -> str:
+    """Its name, once it has done a sum."""
+    import torch  # noqa: PLC0415  on the nodes, not for a driver
 
-    In a process of its own: from this one Ray hides the GPUs, because it has asked for none.
-    """
-    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run(
-        [sys.executable, "-c", _SUMS_ON_GPUS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    names = done.stdout.splitlines()
-    if done.returncode:
-        raise HarnessError(f"a GPU does not compute: {done.stderr.strip().splitlines()[-1]}")
-    if len(names) < count:
-        raise HarnessError(
-            f"Ray counts {count} GPUs, torch finds {len(names)}; is the driver there, and new "
-            "enough for this torch? (nvidia-smi)"
+    if not torch.cuda.is_available():
+        raise ClusterError(
+            "Ray counts a GPU, torch finds none; is the driver there, and new enough for this "
+            "torch? (nvidia-smi)"
         )
-    return ", ".join(dict.fromkeys(names))
+    try:
+        torch.ones(8, device="cuda").sum().item()
+    except RuntimeError as error:
+        raise ClusterError(f"the GPU does not compute: {error}") from error
+    return torch.cuda.get_device_name()
 
 
 @contextmanager
@@ -308,13 +229,11 @@ def _beacon(store: Store, report: Report) -> Iterator[str]:
             report.troubles.append(f"the driver cannot delete: {error}")
 
 
-def describe_what_is_to_come(cluster: fanout.Cluster, report: Report) -> Iterator[str]:
+def describe_what_is_to_come(cluster: Cluster, report: Report) -> Iterator[str]:
     """What the table cannot show: nodes that an autoscaler would add, devices that differ."""
     for group in cluster.groups:
-        yield f"to come, unchecked until then: up to {group.most} of {group.name}, {group.offers}"
+        offers = describe_resources(group.resources)
+        yield f"to come, unchecked until then: up to {group.most} of {group.name}, {offers}"
     devices = {row["device"].text for row in report.rows.values() if "device" in row}
     if len(devices) > 1:
-        yield (
-            f"devices differ: {'; '.join(sorted(devices))}. --pin-device-type trains all arms of a "
-            "network on one type"
-        )
+        yield f"devices differ: {'; '.join(sorted(devices))}; arms of one cell may meet on both"

@@ -8,6 +8,7 @@ training what it had come to lies in `partial/`, so that the next start goes on 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from harness.study.errors import StoreError
-from harness.study.records import FailureRow
+from harness.study.records import FailureKind, FailureRow
 from harness.study.trials import Trial
 from harness.training.provenance import digest_code
 
@@ -42,26 +43,25 @@ SHORTEST_SHARD = 2.0
 LONGEST_SHARD = 120.0
 """Seconds of estimated work: enough to pay for its sending, little enough to lose."""
 
-MOST_SHARDS = 1_000
-"""What sends them has a cost that grows with the square of their number."""
+FINEST = 1_000
+"""Shards in which the work is cut while much of it is left. What sends them has a cost that grows
+with the square of their number: many workers get a few each, few workers no more than this."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """Packs that travel together, and the number of the start each of them is due in this pass."""
+class Due:
+    """A pack to be trained in this pass, and the number of the start that this will be.
 
-    packs: tuple[Pack, ...]
-    attempts: tuple[int, ...]
-    limits: tuple[float, ...]
-    """Seconds after which a start of the pack counts as hanging."""
-    device: str = ""
-    """The only type that may train it, as Ray calls it; any, if empty."""
+    Units:
+        limit: seconds after which a start counts as hanging.
+    """
 
-    def limit(self, pack: Pack) -> float:
-        """Of one of its own packs; not compared with the others, of which there may be thousands."""
-        return next(
-            limit for own, limit in zip(self.packs, self.limits, strict=True) if own is pack
-        )
+    pack: Pack
+    attempt: int
+    limit: float
+
+
+Shard = tuple[Due, ...]
 
 
 class Partial:
@@ -126,8 +126,8 @@ class Standing:
         failures: dict[str, list[FailureRow]] = defaultdict(list)
         for row in sorted(store.read_failures(run, asked), key=lambda row: row.attempt):
             failures[row.trial_id].append(row)
-        finished = store.finished_ids() if asked is None else filter(store.is_finished, asked)
-        return cls(frozenset(finished), dict(failures))
+        finished = store.finished_ids() if asked is None else store.find_finished(asked)
+        return cls(finished, dict(failures))
 
     def attempt(self, pack: Pack) -> int:
         """Number of the pack's next start in this run, from 1."""
@@ -136,26 +136,28 @@ class Standing:
     def has_raised(self, pack: Pack) -> bool:
         """Did a start of the pack in this run end in an exception?"""
         return any(
-            row.kind == "exception" for trial in pack for row in self.failures.get(trial.id, ())
+            row.kind == FailureKind.EXCEPTION
+            for trial in pack
+            for row in self.failures.get(trial.id, ())
         )
 
     def is_over(self, pack: Pack) -> bool:
         """Is every trial of the pack finished or, for this run, given up?"""
         return all(trial.id in self.finished or self._is_given_up(trial) for trial in pack)
 
-    def open_packs(self, shard: Shard) -> list[tuple[Pack, int]]:
+    def list_open(self, shard: Shard) -> list[Due]:
         """What a worker that takes up the shard now has to train, each with its attempt.
 
         A pack that has raised in this pass waits for the next one, where workers are new. So the
-        first pack of this list is the one that was in training when a worker was lost.
+        first one of this list is the one that was in training when a worker was lost.
         """
         return [
-            (pack, self.attempt(pack))
-            for pack, attempt in zip(shard.packs, shard.attempts, strict=True)
-            if not self.is_over(pack)
+            replace(due, attempt=self.attempt(due.pack))
+            for due in shard
+            if not self.is_over(due.pack)
             and not any(
-                row.attempt >= attempt and row.kind != "worker lost"
-                for trial in pack
+                row.attempt >= due.attempt and row.kind != FailureKind.WORKER_LOST
+                for trial in due.pack
                 for row in self.failures.get(trial.id, ())
             )
         ]
@@ -164,8 +166,8 @@ class Standing:
         kinds = [row.kind for row in self.failures.get(trial.id, ())]
         return (
             len(kinds) >= STARTS
-            or kinds.count("exception") >= EXCEPTIONS
-            or kinds.count("timeout") >= TIMEOUTS
+            or kinds.count(FailureKind.EXCEPTION) >= EXCEPTIONS
+            or kinds.count(FailureKind.TIMEOUT) >= TIMEOUTS
         )
 
 
@@ -182,24 +184,28 @@ def cut_shards(
 ) -> Iterator[Sequence[Pack]]:
     """Cut the packs, in their order, into shards that get shorter towards the end.
 
-    Each shard takes half of what a fair share of the rest would be, so that all workers come to
-    their end together although packs do not travel one by one.
+    The first shard is half of a worker's share of all, and they get shorter as steadily as they are
+    sent, down to a worker's share of what is left: so that all workers come to their end together,
+    although packs do not travel one by one and a worker takes no more than about five shards.
 
     Units:
         estimate: seconds of work in a pack.
     Source:
+        Tzeng & Ni 1993, doi:10.1109/71.205655 (trapezoid self-scheduling), and towards the end
         Polychronopoulos & Kuck 1987, doi:10.1109/TC.1987.5009495 (guided self-scheduling).
     """
     seconds = [estimate(pack) for pack in packs]
-    left = sum(seconds)
+    total = left = sum(seconds)
+    half_share = total / (2 * workers)
     # Estimates may be wrong by much: however short all of it seems, every worker gets some of it.
-    shortest = max(min(SHORTEST_SHARD, left / (2 * workers)), left / MOST_SHARDS)
-    longest = max(LONGEST_SHARD, shortest)
+    shortest = min(SHORTEST_SHARD, half_share)
+    longest = max(LONGEST_SHARD, total / FINEST)
     first, work = 0, 0.0
     for index, duration in enumerate(seconds):
         work += duration
-        target = min(max(left / (2 * workers), shortest), longest)
-        if work >= target or index == len(packs) - 1:
+        share = left / workers
+        steady = half_share * math.sqrt(max(0.0, left / total)) if total else 0.0
+        if work >= max(shortest, min(share, steady, longest)) or index == len(packs) - 1:
             yield packs[first : index + 1]
             left -= work
             first, work = index + 1, 0.0
@@ -209,51 +215,44 @@ def find_hopeless(failures: Sequence[FailureRow]) -> frozenset[str]:
     """The trials that the training code as it is now has failed, by exception, often enough."""
     digest = digest_code()
     raised = Counter(
-        row.trial_id for row in failures if row.kind == "exception" and row.code_digest == digest
+        row.trial_id
+        for row in failures
+        if row.kind == FailureKind.EXCEPTION and row.code_digest == digest
     )
     return frozenset(trial_id for trial_id, times in raised.items() if times >= EXCEPTIONS)
 
 
-def classify(error: BaseException) -> str:
+def classify(error: BaseException) -> FailureKind:
     """The kind of failure that an exception of training is."""
     out_of_memory = (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's; and Ray's
         or "not enough memory" in str(error)  # torch's allocator on a CPU
     )
-    return "out of memory" if out_of_memory else "exception"
-
-
-def say_size(pack: Pack) -> str:
-    """What an out-of-memory error leaves to be guessed: how large the thing was."""
-    trial = pack[0]
-    together = f" of {len(trial.pack)} seeds" if len(trial.pack) > 1 else ""
-    return (
-        f"{trial.architecture}-{trial.depth}{together}, {trial.width_factor:g} times the width, "
-        f"batches of {trial.batch_size}, {trial.precision}"
-    )
+    return FailureKind.OUT_OF_MEMORY if out_of_memory else FailureKind.EXCEPTION
 
 
 def write_failures(
     store: Store,
-    pack: Pack,
-    attempt: int,
+    due: Due,
     run: str,
     *,
-    kind: str,
+    kind: FailureKind,
     message: str,
     text: str,
     host: str = "",
 ) -> None:
     """Keep one broken start of a pack: a row for each of its trials."""
-    for trial in pack:
+    if kind == FailureKind.OUT_OF_MEMORY:
+        message = f"{message} ({_describe_size(due.pack)})"
+    for trial in due.pack:
         store.write_failure(
             FailureRow(
                 trial_id=trial.id,
                 trial=trial.label,
-                attempt=attempt,
+                attempt=due.attempt,
                 run=run,
-                kind=kind,
+                kind=kind.value,
                 message=message,
                 traceback=text,
                 failed_at=datetime.now(UTC),
@@ -261,3 +260,13 @@ def write_failures(
                 code_digest=digest_code(),
             )
         )
+
+
+def _describe_size(pack: Pack) -> str:
+    """What an out-of-memory error does not say: how large the network was."""
+    trial = pack[0]
+    together = f" of {len(trial.pack)} seeds" if len(trial.pack) > 1 else ""
+    return (
+        f"{trial.architecture}-{trial.depth}{together}, {trial.width_factor:g} times the width, "
+        f"batches of {trial.batch_size}, {trial.precision}"
+    )

@@ -17,12 +17,30 @@ export RAY_AUTH_MODE=token
 (umask 077 && ray get-auth-token --generate > /dev/null)  # for its owner only
 
 # On each node a step of the job holds Ray, until the job is over. The head is where this script runs,
-# by the first of its addresses: gRPC does not find every name that the machine itself does.
-address=$(hostname -I | cut -d ' ' -f 1):6379
+# by the address from which it reaches another node of the job: a machine may have several networks,
+# and gRPC does not find every name that the machine itself does.
+other=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -vxF "$SLURMD_NODENAME" | head -n 1)
+host=$(python - "$other" 2> /dev/null << 'END'
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:  # nothing is sent
+    way.connect((sys.argv[1] or "192.0.2.1", 9))
+    print(way.getsockname()[0])
+END
+) || host=$(hostname -I | cut -d ' ' -f 1)  # a single node without a way out
+address=$host:6379
 step=(srun --overlap --cpus-per-task="$SLURM_CPUS_PER_TASK")
 start=(ray start --num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats --block)
-"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${start[@]}" --head --port=6379 &
-until (: < "/dev/tcp/${address/:/\/}") 2> /dev/null; do sleep 1; done
+"${step[@]}" --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${start[@]}" --head --port=6379 \
+    --node-ip-address="$host" &
+head=$!
+until timeout 5 bash -c ": < /dev/tcp/${address/:/\/}" 2> /dev/null; do
+    if ! kill -0 "$head" 2> /dev/null || ((SECONDS > 120)); then
+        echo "slurm.sh: no Ray at $address after $SECONDS s; what is printed above, and" \
+            "/tmp/ray/session_latest/logs on $SLURMD_NODENAME, say why" >&2
+        exit 2
+    fi
+    sleep 1
+done
 if ((SLURM_NNODES > 1)); then
     others=$((SLURM_NNODES - 1))
     "${step[@]}" --nodes=$others --ntasks=$others --exclude="$SLURMD_NODENAME" \

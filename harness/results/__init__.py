@@ -1,8 +1,43 @@
-"""The rows of a study: written once, read back checked.
+"""Store the rows of a study: each is written once and checked when it is read.
 
-In go the rows of a finished trial; out come the rows of all of them. Read in this order::
+Takes the rows of each finished trial and returns those of all trials. Read in this order::
 
-    store -> tables (Parquet) -> places (a folder or a bucket)
+    store -> plans -> tables (Parquet) -> places (a folder or a bucket)
 
-`lease` keeps a folder to one run at a time, and `tally` counts what has become of a plan.
+`snapshot` reads a folder once and refuses damaged files, `tally` counts the trials of a plan by
+outcome, `repair` sets damaged files aside, `merging` joins folders, and `lease` admits one run at a
+time to a folder. README.md beside this file lists every table and column.
 """
+
+from harness.results.lease import Lease, hold, list_claims
+from harness.results.merging import merge, select_trials
+from harness.results.places import explain
+from harness.results.plans import Plan
+from harness.results.repair import find_damage, repair, set_aside, sweep
+from harness.results.snapshot import Snapshot, take_snapshot
+from harness.results.store import TABLES, Store, to_tables
+from harness.results.tables import find_differing_columns, to_rows, to_table
+from harness.results.tally import Tally
+
+__all__ = [
+    "TABLES",
+    "Lease",
+    "Plan",
+    "Snapshot",
+    "Store",
+    "Tally",
+    "explain",
+    "find_damage",
+    "find_differing_columns",
+    "hold",
+    "list_claims",
+    "merge",
+    "repair",
+    "select_trials",
+    "set_aside",
+    "sweep",
+    "take_snapshot",
+    "to_rows",
+    "to_table",
+    "to_tables",
+]

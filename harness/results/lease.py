@@ -1,8 +1,8 @@
-"""Which runs are going on in a results folder.
+"""Record which runs are active in a results folder.
 
-Two drivers on one folder lose nothing, because a trial is finished once only; they would merely
-train the same trials twice. So each run touches a file of its own, `active/<run>.json`, and a run
-that finds another one alive stops, unless it was told to join.
+Two drivers on one folder lose no data, because a trial is committed only once; they would only
+train the same trials twice. So each run touches its own file, `active/<run>.json`, and a run that
+finds another one alive stops, unless it was told to join.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import os
 import platform
 import threading
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,30 +24,42 @@ if TYPE_CHECKING:
     from harness.results.places import File, Place
     from harness.results.store import Store
 
-HEARTBEAT = 10.0  # seconds between two signs of life
-STALE_AFTER = 60.0  # seconds without one, and a run counts as dead
-LARGEST_CLAIM = 65_536  # bytes; ours have some hundred
+HEARTBEAT = 10.0  # seconds between two heartbeats
+STALE_AFTER = 60.0  # seconds without a heartbeat after which a run counts as dead
+LARGEST_CLAIM = 65_536  # bytes; ours have a few hundred
+
+_FACTS = {"host", "pid", "machine", "started"}
+"""The fields of our claims."""
 
 
 class Lease:
     """A run's claim to a results folder, renewed by a thread while the `with` block lasts.
 
+    The claim ends as soon as `stop` is set, because the run may be killed before it ends: `ray job
+    stop` kills after 3 s. A trial that still commits after that is committed once, as always.
+
     Raises:
-        ActiveRunError: on entering, another run is alive and `join` is false. Of two runs that
-            start in the same instant both may hear this; starting again settles it.
-        StoreError: the folder cannot be written.
+        ActiveRunError: on entering, another run is alive and `join` is false. Two runs that start
+            at the same instant may both get this; start one of them again.
+        StoreError: the folder cannot be written, or holds someone else's files.
     """
 
-    def __init__(self, store: Store, run: str, *, join: bool = False) -> None:
+    def __init__(
+        self, store: Store, run: str, *, join: bool = False, stop: threading.Event | None = None
+    ) -> None:
+        self._store = store
         self._place = store.place
         self._location = store.location
-        self._path = f"active/{run}.json"
+        self._name = f"{run}.json"
+        self._path = f"active/{self._name}"
         self._join = join
         self._started = datetime.now(UTC)
         self._over = threading.Event()
+        self._stop = stop or self._over
         self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
+        self._store.refuse_foreign_folder()
         self.renew()
         others = self._find_others()
         if others and not self._join:
@@ -61,11 +75,9 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._heart.join()
-        with suppress(StoreError):  # the run's own end matters more; the claim goes stale
-            self._place.remove(self._path)
 
     def renew(self) -> None:
-        """Give a sign of life."""
+        """Write a heartbeat."""
         claim = {
             "host": platform.node(),
             "pid": os.getpid(),
@@ -75,42 +87,66 @@ class Lease:
         self._place.replace(self._path, json.dumps(claim).encode())
 
     def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT):
-            with suppress(StoreError):  # the run meets the same trouble when it writes a trial
-                self.renew()
+        renewed = time.monotonic()
+        while not (self._over.wait(min(1.0, HEARTBEAT)) or self._stop.is_set()):
+            if time.monotonic() >= renewed + HEARTBEAT:
+                renewed = time.monotonic()
+                with suppress(StoreError):  # the run gets the same error when it writes a trial
+                    self.renew()
+        with suppress(StoreError):  # ending the run matters more; the claim goes stale
+            self._place.remove(self._path)
+
+    def find_last_sign(self, files: Iterable[File]) -> float | None:
+        """The file server's time of this run's last heartbeat; None where its file is gone.
+
+        Ages are measured from this time: the clocks of machines differ, and other files may have
+        any date. `files` are those of `active/`.
+        """
+        return next((file.modified for file in files if file.name == self._name), None)
 
     def _find_others(self) -> list[str]:
-        """The other runs that are alive, in words; what the dead have left is removed."""
+        """The other runs that are alive, in words; removes the claims of dead runs."""
         files = self._place.list_files("active")
-        own = self._path.rpartition("/")[2]
-        # By the file server's clock: machines' clocks differ.
-        [now] = [file.modified for file in files if file.name == own]
+        now = self.find_last_sign(files) or time.time()
         others: list[str] = []
         for file in files:
-            if file.name == own or file.name.startswith("."):
+            if file.name == self._name or not _may_be_a_claim(file):
                 continue
-            if claim := _describe_claim(self._place, file, now):
-                others.append(claim)
-            else:
+            claim = _read_claim(self._place, f"active/{file.name}")
+            if _is_alive(claim, file, now):
+                others.append(_describe(claim, file))
+            elif claim.keys() == _FACTS:
                 self._place.remove(f"active/{file.name}")
         return others
 
 
+def hold(store: Store, command: str, *, join: bool = False) -> Lease:
+    """The claim of a command that changes a folder without training."""
+    return Lease(store, f"{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}", join=join)
+
+
 def list_claims(place: Place, *, now: float) -> list[str]:
-    """The runs that are alive, in words; touches nothing.
+    """The runs that are alive, in words; changes no file.
 
     Units:
         now: seconds since 1970.
     """
-    files = [file for file in place.list_files("active") if not file.name.startswith(".")]
-    return [claim for file in files if (claim := _describe_claim(place, file, now))]
+    files = filter(_may_be_a_claim, place.list_files("active"))
+    claims = [(_read_claim(place, f"active/{file.name}"), file) for file in files]
+    return [_describe(claim, file) for claim, file in claims if _is_alive(claim, file, now)]
 
 
-def _describe_claim(place: Place, file: File, now: float) -> str | None:
-    """The run that a file of `active/` speaks for, in words; None where it is dead."""
-    claim = _read_claim(place, f"active/{file.name}")
-    if now - file.modified > STALE_AFTER or _is_dead(claim):
-        return None
+def _may_be_a_claim(file: File) -> bool:
+    return file.name.endswith(".json") and not file.name.startswith(".")
+
+
+def _is_alive(claim: dict[str, Any], file: File, now: float) -> bool:
+    # The file server cannot have given a date that far in the future.
+    return abs(now - file.modified) <= STALE_AFTER and not _is_dead(claim)
+
+
+def _describe(claim: dict[str, Any], file: File) -> str:
+    """The run that a file of `active/` belongs to, in words."""
     name = file.name.removesuffix(".json")
     host, pid, started = (claim.get(key) for key in ("host", "pid", "started"))
     return f"{name} on {host} (process {pid}) since {started}"
@@ -119,13 +155,13 @@ def _describe_claim(place: Place, file: File, now: float) -> str | None:
 def _read_claim(place: Place, path: str) -> dict[str, Any]:
     try:
         claim = json.loads(place.read(path, largest=LARGEST_CLAIM) or b"{}")
-    except (ValueError, RecursionError):  # a stranger's
+    except (ValueError, RecursionError):  # not a file of ours
         return {}
     return claim if isinstance(claim, dict) else {}
 
 
 def _machine() -> str:
-    """What processes must share for their ids to mean the same: a boot and a pid namespace."""
+    """The boot and the pid namespace: process ids are comparable only where both are equal."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -134,7 +170,7 @@ def _machine() -> str:
 
 
 def _is_dead(claim: dict[str, Any]) -> bool:
-    """Is the process of a claim of this machine gone? False where that cannot be told from here."""
+    """Has the claim's process on this machine ended? False where this machine cannot know."""
     pid = claim.get("pid")
     if claim.get("machine") != _machine() or not isinstance(pid, int) or pid <= 0:
         return False

@@ -1,57 +1,95 @@
-"""Give one folder the trials that several machines have trained, if they agree."""
+"""Merge the trials that several machines have trained into one folder, if they agree.
+
+The target keeps many trials in one file, so that a study of thousands reads fast from a bucket and
+can be kept in git.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from harness.results.compaction import Tables, select
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from harness.results.plans import Plan
 from harness.results.store import TABLES, Store, name_stem
 from harness.results.tables import find_differing_columns
 from harness.study.errors import StoreError
-from harness.study.trials import Trial
 from harness.study.wording import format_count
 
+PART_BYTES = 128 << 20
+"""Bytes in memory, over all tables, that go into one part; compressed it is well below the largest
+file that git hosts accept."""
+
+Tables = Mapping[str, pa.Table]
+
 NAMED_DIFFERENCES = 20
-"""Trials that a merge in vain names; the rest is counted."""
+"""Trials that a failed merge lists by name; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge came to."""
+    """The result of a merge."""
 
     trials: int
     """Trials of the result."""
     repeated: int
-    """Trials that were trained more than once: equal bit for bit, timings and provenance aside."""
+    """Trials that were trained more than once: equal in every bit except timings and provenance."""
 
 
-def merge(sources: Sequence[Store], target: Store) -> Merged:
-    """Give `target` the trials, failures and plans of all sources.
+def merge(sources: Sequence[Store], target: Store, *, part_bytes: int = PART_BYTES) -> Merged:
+    """Copy the trials, failures and plans of all sources to `target`. Safe to repeat if killed.
 
     Raises:
         StoreError: rows of one trial differ in more than timings and provenance, or the sources
-            were planned with different analyses. Nothing has been written then.
+            were planned with different analyses. In both cases nothing is written.
     """
-    stores = [*sources, target]
-    copies = _find_copies(stores)
-    _refuse_differences(copies)
-    _merge_plans(sources, target)
-    done = set(target.finished_ids())
     for source in sources:
-        for stem, trial_ids in source.read_ids().items():
-            missing = [trial_id for trial_id in trial_ids if trial_id not in done]
-            if missing:
-                tables = select(source.read_tables(stem), missing)
-                target.write_tables(name_stem(missing), tables)
-                done.update(missing)
+        source.refuse_emptiness()
+    copies = _find_copies([*sources, target])
+    _refuse_differences(copies)
+    plans = _find_plans(sources)
+    for source in sources:
+        _copy_files(source, target, "plans")
         _copy_files(source, target, "failures")
+    if plans:
+        trials = dict.fromkeys(trial for plan in plans for trial in plan.trials)
+        grids = dict.fromkeys(plan.source for plan in plans)
+        ordered = sorted(trials, key=lambda trial: (trial.seed, trial.label))
+        target.write_plan(plans[0].analysis, ordered, "\n---\n".join(grids))
+    done = set(target.finished_ids())
+    group: list[Tables] = []
+    for store, stem in dict.fromkeys(found[0] for found in copies.values()):
+        if missing := [trial_id for trial_id in store.ids_of(stem) if trial_id not in done]:
+            group.append(select_trials(store.read_tables(stem), missing))
+            done.update(missing)
+        if sum(table.nbytes for tables in group for table in tables.values()) > part_bytes:
+            _write_part(target, group)
+            group = []
+    _write_part(target, group)
     return Merged(len(done), sum(len(found) > 1 for found in copies.values()))
 
 
+def select_trials(tables: Tables, trial_ids: Collection[str]) -> dict[str, pa.Table]:
+    """Only the rows of these trials."""
+    is_wanted = pc.field("trial_id").isin(list(trial_ids))
+    return {name: table.filter(is_wanted) for name, table in tables.items()}
+
+
+def _write_part(target: Store, group: Sequence[Tables]) -> None:
+    """Put all of these trials into one file per table."""
+    if group:
+        joined = {
+            name: pa.concat_tables([tables[name] for tables in group]).combine_chunks()
+            for name in TABLES
+        }
+        target.write_tables(name_stem(joined["trials"]["trial_id"].to_pylist()), joined)
+
+
 def _find_copies(stores: Sequence[Store]) -> dict[str, list[tuple[Store, str]]]:
-    """Trial -> where it stands: the stores that have it, each with the stem there."""
+    """Trial -> its copies: the stores that have it, each with the stem there."""
     copies: dict[str, list[tuple[Store, str]]] = {}
     for store in stores:
         for trial_id, stem in store.locate_trials().items():
@@ -75,8 +113,8 @@ def _find_differences(copies: Mapping[str, Sequence[tuple[Store, str]]]) -> Iter
     read_tables = lru_cache(maxsize=4)(Store.read_tables)  # a part serves many trials in a row
     for trial_id, ((first, first_stem), *others) in copies.items():
         for store, stem in others:
-            one = select(read_tables(first, first_stem), [trial_id])
-            other = select(read_tables(store, stem), [trial_id])
+            one = select_trials(read_tables(first, first_stem), [trial_id])
+            other = select_trials(read_tables(store, stem), [trial_id])
             if columns := _list_differences(one, other):
                 where = f"{first.location} and {store.location} differ in {columns}"
                 yield f"{trial_id} ({_label(one)}): {where}"
@@ -99,13 +137,10 @@ def _label(tables: Tables) -> str:
     return "{dataset} {architecture}-{depth} {placement} seed {seed}".format(**row)
 
 
-def _merge_plans(sources: Sequence[Store], target: Store) -> None:
-    """The target's plan has the trials of all; their analyses must agree beforehand."""
+def _find_plans(sources: Sequence[Store]) -> list[Plan]:
+    """The plans of all sources; their analyses agree."""
     plans = [(store, plan) for store in sources if (plan := store.read_plan())]
-    if not plans:
-        return
-    (first, fixed), *others = plans
-    for store, plan in others:
+    for (first, fixed), (store, plan) in zip(plans[:1] * len(plans), plans, strict=True):
         wanted, found = asdict(fixed.analysis), asdict(plan.analysis)
         differing = [
             f"{key} {wanted[key]} and {found[key]}" for key in wanted if wanted[key] != found[key]
@@ -115,15 +150,7 @@ def _merge_plans(sources: Sequence[Store], target: Store) -> None:
                 f"{first.location} and {store.location} were planned with different analyses: "
                 f"{', '.join(differing)}"
             )
-    for store in sources:
-        _copy_files(store, target, "plans")
-    trials = dict.fromkeys(trial for _, plan in plans for trial in plan.trials)
-    grids = dict.fromkeys(plan.source for _, plan in plans)
-    target.write_plan(fixed.analysis, sorted(trials, key=_seed_first), "\n---\n".join(grids))
-
-
-def _seed_first(trial: Trial) -> tuple[int, str]:
-    return trial.seed, trial.label
+    return [plan for _, plan in plans]
 
 
 def _copy_files(source: Store, target: Store, folder: str) -> None:

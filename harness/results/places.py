@@ -1,8 +1,8 @@
-"""Where bytes lie: a folder or a bucket, with the same promises.
+"""Store bytes in a folder or a bucket, with the same guarantees.
 
-A file appears whole or not at all, whoever dies when. `create` never touches a file that exists;
-`replace` puts a new one in its place at one moment. Paths are relative to the place, with "/".
-Nothing is made before the first write.
+A file appears whole or not at all, even if its writer is killed. `create` never changes a file that
+exists; `replace` swaps in a new one atomically. Paths are relative to the place, with "/".
+Nothing is created before the first write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyarrow import fs
 from harness.study.errors import StoreError
 
 LARGEST_FILE = 1 << 28
-"""Bytes; more is not one of ours, and a stranger's file must not fill the memory."""
+"""Bytes; no file of ours is larger, and a foreign file must not fill the memory."""
 
 _A_FILE = "a file stands where a folder is needed; move it away, or name another folder"
 _REASONS = {
@@ -53,6 +53,9 @@ _BUCKET_REASONS = {
 
 _S3 = "s3://"
 
+TEMPORARY = re.compile(r"\.(?P<of>.+)\.[0-9a-f]{16}\.harness")
+"""The names of files that are being written; `of` is the final name."""
+
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -67,36 +70,41 @@ class File:
     name: str
     modified: float
     size: int
+    oddity: str = ""
+    """What the entry is if it is not a file, in words: "is a folder"."""
 
 
 class LocalFolder:
     """A folder on a disk of this machine or on NFS."""
 
     readers = 2
-    """Files worth reading at once: more would wait for each other."""
+    """Files to read at once: more would wait for each other."""
+    asked_singly = 1_000
+    """Most files for which checking each one is cheaper than listing all."""
+    most_checked = 2_000
+    """Finished trials whose every file is read before a run, at 4 ms each; of more, and of those in
+    a bucket, where nothing tears a file and each one costs requests, the rows of `trials` alone."""
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
 
     def list_files(self, folder: str) -> list[File]:
         """The files of `folder` by name, hidden ones too; empty where there is no such folder."""
+        return [entry for entry in self.list_entries(folder) if not entry.oddity]
+
+    def list_entries(self, folder: str) -> list[File]:
+        """The same, and every other entry there."""
         found: list[File] = []
         for entry in self._scan(folder):
             with suppress(FileNotFoundError):  # removed since it was listed
                 if _is_file(entry):
                     status = entry.stat()
                     found.append(File(entry.name, status.st_mtime, status.st_size))
+                else:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    what = "is a folder" if is_folder else "is a link or a pipe"
+                    found.append(File(entry.name, 0.0, 0, what))
         return sorted(found, key=lambda file: file.name)
-
-    def list_others(self, folder: str) -> dict[str, str]:
-        """What stands in `folder` and is no file, by name, in words; hidden ones aside."""
-        return {
-            entry.name: "is a folder"
-            if entry.is_dir(follow_symlinks=False)
-            else "is a link or a pipe"
-            for entry in sorted(self._scan(folder), key=lambda entry: entry.name)
-            if not entry.name.startswith(".") and not _is_file(entry)
-        }
 
     def has(self, path: str) -> bool:
         """Does the file exist?"""
@@ -107,22 +115,22 @@ class LocalFolder:
         """The file's content; None where there is no such file.
 
         Raises:
-            ValueError: it is no file, or larger than anything of ours.
-            StoreError: the disk refuses.
+            ValueError: it is not a file, or it is larger than any file of ours.
+            StoreError: the disk fails.
         """
         with self._explained(path), suppress(FileNotFoundError):
             status = (self._root / path).stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe would keep its reader waiting
+            if not stat.S_ISREG(status.st_mode):  # a pipe would block its reader
                 raise ValueError("is not a file")
             _check_size(status.st_size, largest)
             return (self._root / path).read_bytes()
         return None
 
-    def create(self, path: str, content: bytes) -> bool:
-        """Write a file that does not exist yet; False, and nothing changed, where it does.
+    def create(self, path: str, content: bytes, *, looked: bool = False) -> bool:  # noqa: ARG002
+        """Write a file that does not exist yet; returns False and changes nothing if it does.
 
-        A hard link is the commit: unlike a rename it refuses an existing name, so of two writers
-        exactly one wins, on NFS too.
+        `looked` says that the caller has just checked, so that a bucket need not. The commit is a
+        hard link: it fails on an existing name, unlike a rename, so one writer wins, on NFS too.
         """
         target = self._root / path
         with self._explained(path), self._flushed(target, content) as temporary:
@@ -135,7 +143,7 @@ class LocalFolder:
             except OSError as error:
                 if error.errno not in _NO_HARD_LINKS:
                     raise
-                if target.exists():  # such file systems leave a moment between look and rename
+                if target.exists():  # without hard links two writers may both get past this
                     return False
                 temporary.rename(target)
             _sync_folder(target.parent)
@@ -154,7 +162,7 @@ class LocalFolder:
             (self._root / path).unlink()
 
     def move(self, path: str, to: str) -> None:
-        """Give a file, or a folder, another name."""
+        """Rename a file or a folder."""
         target = self._root / to
         with self._explained(path):
             _make_folder(target.parent)
@@ -173,9 +181,9 @@ class LocalFolder:
 
     @contextmanager
     def _flushed(self, target: Path, content: bytes | memoryview) -> Iterator[Path]:
-        """A hidden file beside `target` with `content` safely on the disk; gone afterwards."""
+        """A hidden file beside `target` with `content` synced to disk; removed afterwards."""
         _make_folder(target.parent)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.harness")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
@@ -187,7 +195,7 @@ class LocalFolder:
                 os.close(descriptor)
             yield temporary
         finally:
-            with suppress(OSError):  # renamed already; or the disk refuses, and a sweep gets it
+            with suppress(OSError):  # already renamed; or the disk fails, and a sweep removes it
                 temporary.unlink()
 
     @contextmanager
@@ -201,50 +209,49 @@ class LocalFolder:
 class Bucket:
     """The objects under a prefix of an S3 bucket, or of a server that speaks the same protocol.
 
-    There is no rename: one PUT is the commit. Nor does Arrow offer a conditional PUT, so that
-    `create` looks first. Of two writers in the same instant the later one stands, whole: for
-    trials that is no loss, because both trained the same thing.
+    There is no rename: one PUT is the commit. Arrow has no conditional PUT either, so `create` or
+    its caller checks first. If two writers commit at the same instant, the later file stays, whole;
+    for trials nothing is lost, because both trained the same trial.
     """
 
     readers = 16
-    """Files worth reading at once: each waits for the network."""
+    """Files to read at once: each waits for the network."""
+    asked_singly = 5
+    most_checked = 0
 
     def __init__(self, location: str) -> None:
         self._location = location.rstrip("/")
-        self._root = self._location.removeprefix(_S3)  # no URL: `?` and `#` are letters of a key
+        self._root = self._location.removeprefix(_S3)  # not a URL: `?` and `#` are part of a key
 
     def list_files(self, folder: str) -> list[File]:
         """The files of `folder` by name; empty where there is no such folder."""
+        return [entry for entry in self.list_entries(folder) if not entry.oddity]
+
+    def list_entries(self, folder: str) -> list[File]:
+        """The same and the folders there, in one request."""
         with self._explained(folder):
             selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
             found = [
                 File(info.base_name, info.mtime_ns / 1e9, info.size)
-                for info in self._bucket.get_file_info(selector)
                 if info.type is fs.FileType.File
+                else File(info.base_name, 0.0, 0, "is a folder")
+                for info in self._bucket.get_file_info(selector)
             ]
             return sorted(found, key=lambda file: file.name)
 
-    def list_others(self, folder: str) -> dict[str, str]:
-        """What stands in `folder` and is no file, by name, in words; hidden ones aside."""
-        with self._explained(folder):
-            selector = fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
-            return {
-                info.base_name: "is a folder"
-                for info in self._bucket.get_file_info(selector)
-                if info.type is fs.FileType.Directory and not info.base_name.startswith(".")
-            }
-
     def has(self, path: str) -> bool:
-        """Does the file exist?"""
-        with self._explained(path):
-            return self._bucket.get_file_info(f"{self._root}/{path}").is_file
+        """Does the file exist? One request; `get_file_info` would make a second for folders."""
+        with self._explained(path), suppress(FileNotFoundError):
+            self._bucket.open_input_file(f"{self._root}/{path}").close()
+            return True
+        return False
 
     def read(self, path: str, *, largest: int = LARGEST_FILE) -> bytes | None:
         """The file's content; None where there is no such file.
 
         Raises:
-            ValueError: it is larger than anything of ours.
-            StoreError: the object store refuses.
+            ValueError: it is larger than any file of ours.
+            StoreError: the object store fails.
         """
         with (
             self._explained(path),
@@ -255,9 +262,9 @@ class Bucket:
             return file.read()
         return None
 
-    def create(self, path: str, content: bytes) -> bool:
-        """Write a file that does not exist yet; False, and nothing changed, where it does."""
-        if self.has(path):
+    def create(self, path: str, content: bytes, *, looked: bool = False) -> bool:
+        """Write a file that does not exist yet; returns False and changes nothing if it does."""
+        if not looked and self.has(path):
             return False
         self.replace(path, content)
         return True
@@ -266,7 +273,7 @@ class Bucket:
         """Write a file, in place of the one that may be there."""
         with self._explained(path):
             stream = self._bucket.open_output_stream(f"{self._root}/{path}")
-            stream.write(content)  # not in a `with`: left by an exception it publishes half a file
+            stream.write(content)  # not in a `with`: an exception would publish half a file
             stream.close()
 
     def remove(self, path: str) -> None:
@@ -275,7 +282,7 @@ class Bucket:
             self._bucket.delete_file(f"{self._root}/{path}")
 
     def move(self, path: str, to: str) -> None:
-        """Give a file, or all files of a folder, another name: removed once their copies stand."""
+        """Rename a file or all files of a folder: each is removed once it has been copied."""
         with self._explained(path):
             source, target = f"{self._root}/{path}", f"{self._root}/{to}"
             if self._bucket.get_file_info(source).is_file:
@@ -289,7 +296,7 @@ class Bucket:
 
     @cached_property
     def _bucket(self) -> fs.S3FileSystem:
-        """The object store, once it has answered: later it is given more time, as it may be busy."""
+        """The object store, once it has answered; later requests get more time: it may be busy."""
         try:
             _connect(attempts=5).get_file_info(self._root)
         except OSError as error:
@@ -311,7 +318,7 @@ Place = LocalFolder | Bucket
 
 
 def explain(error: OSError) -> str:
-    """What has happened, in the words of whoever has to act."""
+    """Say what went wrong, in words for the person who has to act."""
     return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
@@ -319,17 +326,17 @@ def _connect(*, attempts: int) -> fs.S3FileSystem:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return fs.S3FileSystem(
         endpoint_override=endpoint,
-        # Waits grow with each attempt: 5 take seconds where nobody answers, 10 minutes.
+        # Waits grow with each attempt: without an answer 5 attempts take seconds, 10 take minutes.
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
         allow_delayed_open=True,  # one request per file written instead of three
     )
 
 
 def complete_location(location: str) -> str:
-    """The same location, as processes in other folders must name it.
+    """The same location as an absolute one, which is valid for processes in any folder.
 
     Raises:
-        StoreError: neither a path nor s3://bucket/prefix.
+        StoreError: it is neither a path nor s3://bucket/prefix.
     """
     if not location.strip() or not location.isprintable():
         raise StoreError(
@@ -344,7 +351,7 @@ def complete_location(location: str) -> str:
         raise StoreError(f"{location}: results go to a folder or to s3://bucket/prefix")
     try:
         return str(Path(location).expanduser().absolute())
-    except RuntimeError as error:  # `~` of someone unknown here
+    except RuntimeError as error:  # `~` of an unknown user
         raise StoreError(f"{location}: {error}") from error
 
 
@@ -356,7 +363,7 @@ def open_place(location: str) -> Place:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a circle of links
+    except OSError:  # a loop of symbolic links
         return False
 
 
@@ -366,20 +373,20 @@ def _check_size(size: int, largest: int) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make `folder` and what is missing above it, each name safely on the disk."""
+    """Make `folder` and its missing parents, and sync each new name to disk."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
     try:
         folder.mkdir()
     except FileExistsError:
-        if not folder.is_dir():  # else another writer was faster
+        if not folder.is_dir():  # otherwise another writer was faster
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
     _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name survives a power failure only when its folder has been synced as well."""
+    """Sync a folder: without it a new name in it may not survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,30 +1,33 @@
-"""Rows <-> Parquet bytes, strictly: what is not exactly one of our tables is refused.
+"""Convert rows to Parquet bytes and back, and refuse whatever is not exactly one of our tables.
 
 The Arrow schema of a table follows from its record; every column carries its unit and meaning, and
-no value is null. Pages carry checksums, and because Parquet has none for the footer that says where
-the pages are, the file's metadata carries a digest of all values as well. Bytes may come from
-strangers: their size is bounded before they are decoded, and nothing is ever unpickled.
+no value is null. Pages have checksums. Parquet has none for the footer that locates the pages, so
+the file's metadata also holds a digest of all values. Bytes are not trusted: their size is bounded
+before they are decoded, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from harness.study.records import SCHEMA_VERSION, Provenance
+from harness.study.records import SCHEMA_VERSION, Provenance, Settings
+from harness.study.trials import Trial
 
 MOST_ROWS = 20_000_000
-MOST_BYTES = 1 << 31  # decoded; a Parquet file of 687 bytes can unfold to 100 GB
+MOST_BYTES = 1 << 31  # decoded; a Parquet file of 687 bytes can decode to 100 GB
 
 LARGE_TABLE = 1 << 14
-"""Bytes from which on compression pays."""
+"""Bytes above which compression is worth its time."""
 
 Row = TypeVar("Row")
 
@@ -78,19 +81,19 @@ def to_rows(table: pa.Table, row_type: type[Row]) -> list[Row]:
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The table as the bytes of one Parquet file, `metadata` added to the schema's own."""
-    added = {key.encode(): value for key, value in (metadata or {}).items()}
-    own = table.schema.metadata or {}
-    table = table.replace_schema_metadata({**own, **added, b"digest": _digest(table)})
+    """The table as the bytes of one Parquet file, with `metadata` added to the schema's."""
+    added = {key.encode(): value.encode() for key, value in (metadata or {}).items()}
+    table = table.replace_schema_metadata((table.schema.metadata or {}) | added)
+    table = table.replace_schema_metadata(table.schema.metadata | {b"digest": _digest(table)})
     sink = pa.BufferOutputStream()
-    # One row of sixty columns takes a millisecond to compress, and gets no smaller by it.
+    # Compressing one row of sixty columns takes a millisecond and makes it no smaller.
     compression = "zstd" if table.nbytes > LARGE_TABLE else "none"
     pq.write_table(table, sink, compression=compression, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
 def decode(content: bytes, row_type: type[Any]) -> pa.Table:
-    """The table that `encode` made into `content`, with its metadata.
+    """The table that `encode` wrote to `content`, with its metadata.
 
     Raises:
         ValueError: what is wrong with the bytes, in words.
@@ -98,8 +101,8 @@ def decode(content: bytes, row_type: type[Any]) -> pa.Table:
     schema = schema_of(row_type)
     texts = [field.name for field in schema if _is_text(field.type)]
     try:
-        # Not `metadata.schema`: those two refer to each other, and keep a hundred kilobytes each
-        # until the garbage collector comes round, which for ten thousand files is too late.
+        # Not `metadata.schema`: the two refer to each other, so each keeps a hundred kilobytes
+        # until the garbage collector runs, which is too late for ten thousand files.
         unread = pq.ParquetFile(pa.BufferReader(content))
         announced, found = unread.metadata, unread.schema_arrow
         _check_schema(found, schema)
@@ -107,7 +110,7 @@ def decode(content: bytes, row_type: type[Any]) -> pa.Table:
         file = pq.ParquetFile(
             pa.BufferReader(content),
             metadata=announced,
-            # A text repeated a billion times is held once.
+            # A text repeated a billion times is stored once.
             read_dictionary=texts if announced.num_rows > 1 else [],
             page_checksum_verification=True,
         )
@@ -119,32 +122,71 @@ def decode(content: bytes, row_type: type[Any]) -> pa.Table:
         table = table.cast(schema)
     except (pa.ArrowException, OSError) as error:  # a wrong checksum is an OSError
         raise ValueError(f"not a whole Parquet file ({str(error).splitlines()[0]})") from error
+    table = table.replace_schema_metadata(found.metadata)
     if found.metadata.get(b"digest", b"").decode(errors="replace") != _digest(table):
         raise ValueError("holds other values than were written")
-    return table.replace_schema_metadata(found.metadata)
+    return table
+
+
+def check_identity(table: pa.Table, version: int | None = None) -> Iterator[Trial]:
+    """Yield the trial of each row after checking that its id and arm follow from its settings.
+
+    Units:
+        version: the training version of all of them; by default each row names its own.
+
+    Raises:
+        ValueError: which row contradicts itself.
+    """
+    names = [*(field.name for field in fields(Settings)), "arm", "trial_id"]
+    versions = table["training_version"].to_pylist() if version is None else repeat(version)
+    for row, of in zip(table.select(names).to_pylist(), versions, strict=False):
+        trial_id, arm = row.pop("trial_id"), row.pop("arm")
+        trial = Trial(**row)
+        if trial.id_under(of) != trial_id:
+            raise ValueError(f"trial_id {trial_id} does not follow from the settings beside it")
+        if trial.arm != arm:
+            raise ValueError(f"arm {arm!r} does not follow from the settings beside it")
+        yield trial
 
 
 def find_differing_columns(one: pa.Table, other: pa.Table) -> list[str]:
-    """Columns that are not equal bit for bit, timings and provenance aside; [] is reproducibility.
+    """Columns that differ in any bit, except timings and provenance; [] means reproduced.
 
-    Tables of different lengths differ in all their columns.
+    Tables of different lengths differ in all columns.
     """
     names = [name for name in one.column_names if name not in _MAY_DIFFER]
     return [name for name in names if not _bits(one[name]).equals(_bits(other[name]))]
 
 
+def digest_text(text: str) -> str:
+    """16 hex digits that name a file by its content."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def _digest(table: pa.Table) -> str:
-    """A digest of names and values, whatever their layout in memory."""
+    """A digest of names, values and added metadata, independent of their layout in memory."""
     digest = hashlib.blake2b(digest_size=16)
     for name, column in zip(table.column_names, table.columns, strict=True):
         digest.update(name.encode())
         if _is_text(column.type):
-            texts = column.cast(pa.binary()).to_pylist()
-            digest.update(np.array([len(text) for text in texts], np.int64).tobytes())
-            digest.update(b"".join(texts))
+            lengths, content = _unfold(column.combine_chunks())
+            digest.update(lengths.astype(np.int64).tobytes())
+            digest.update(content)
         else:
             digest.update(column.to_numpy().tobytes())
+    for key, value in sorted((table.schema.metadata or {}).items()):
+        if key not in {b"schema_version", b"digest"}:
+            digest.update(key + b"=" + value)
     return digest.hexdigest()
+
+
+def _unfold(texts: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
+    """The lengths of all values, and their concatenated bytes; copies nothing."""
+    _, places, content = texts.buffers()
+    if not len(texts):
+        return np.empty(0, np.int32), memoryview(b"")
+    ends = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return np.diff(ends), memoryview(content or b"")[ends[0] : ends[-1]]
 
 
 def _bits(column: pa.ChunkedArray) -> pa.Array:

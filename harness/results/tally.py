@@ -1,4 +1,4 @@
-"""What has become of the trials of a plan, counted so that the parts add up.
+"""Count the trials of a plan by outcome, so that the parts add up.
 
 Standard library only.
 """
@@ -16,12 +16,16 @@ from harness.study.wording import format_count
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What has become of the planned trials, by the store: finished, failed, or neither."""
+    """The planned trials by outcome: each is finished, failed, or missing.
+
+    The single answer to "is it done?": what a run still trains, what status counts and what a
+    report calls missing all come from here.
+    """
 
     trials: tuple[Trial, ...]
     rows: dict[str, TrialRow]
     failures: dict[str, list[FailureRow]]
-    """By trial, of those that have no row."""
+    """The failures of each trial that has no row."""
     strangers: int
     """Finished trials in the folder that are not planned."""
 
@@ -38,8 +42,13 @@ class Tally:
                 failures[row.trial_id].append(row)
         return cls(tuple(trials), finished, dict(failures), len(found) - len(finished))
 
+    @property
+    def is_complete(self) -> bool:
+        """Does every planned trial have a row?"""
+        return len(self.rows) == len(self.trials)
+
     def is_open(self, trial: Trial) -> bool:
-        """Has neither a row nor a failure come of it?"""
+        """Does the trial have neither a row nor a failure?"""
         return trial.id not in self.rows and trial.id not in self.failures
 
     def outcome(self, trial: Trial) -> str:

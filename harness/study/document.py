@@ -1,13 +1,15 @@
-"""A YAML file as plain values that remember where they were written.
+"""Read a YAML file as plain values, and remember where each was written.
 
-PyYAML follows YAML 1.1, where `on` is true, `1e-3` is text, `010` is 8, `10:30` is 630 and a
-repeated key wins in silence. Here a repeated key is a mistake, what reads as a surprising number
-stays text, and `find_trap` says of a value that did not fit what YAML made of it.
+PyYAML follows YAML 1.1, where `on` is true, `1e-3` is text, `010` is 8, `1_0` is 10, `10:30` is 630
+and a repeated key silently wins. Here a repeated key is a mistake, text that YAML would turn into a
+surprising number stays text, and `find_trap` explains how YAML read a value that was refused.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ MAX_MISTAKES = 50
 MAX_SEEDS = 100_000
 
 Loc = tuple[int | str, ...]
-"""Where a value stands among the others, as pydantic says it: ("grid", 0, "placement", 1)."""
+"""The path to a value, as pydantic writes it: ("grid", 0, "placement", 1)."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,21 @@ class Place:
 
 
 class Document:
-    """The values of a grid file and of its overrides, the places of both, and their mistakes."""
+    """The values of a grid file and its overrides, with their places and mistakes."""
 
     values: dict[str, Any]
 
     def __init__(self, path: Path) -> None:
-        """Raises GridError where the file cannot be read, or is not YAML."""
+        """Raises GridError if the file cannot be read or is not YAML."""
         self.source = _read_text(path)
         self._path = path
         self._places: dict[Loc, Place] = {(): Place(f"{path}:1", 1)}
         self._inherited: set[Loc] = set()
         self._overrides: dict[Loc, str] = {}
         self._mistakes: list[tuple[int, str]] = []
+        for line, text in _find_invisible(self.source):
+            self._refuse(Place(f"{path}:{line}", line), text)
+        self.raise_mistakes()
         try:
             node = _compose(self.source)
         except _NotYaml as error:
@@ -61,7 +66,7 @@ class Document:
             self._places["name",] = Place(f"{path}: name, taken from the file", 1)
 
     def place(self, at: Loc) -> Place:
-        """Of the value at `at`, or of the nearest around it."""
+        """The place of the value at `at`, or of the nearest one that contains it."""
         if at[:3] in self._inherited:
             at = ("defaults", *at[2:])
         while at not in self._places:
@@ -72,7 +77,7 @@ class Document:
         self._refuse(self.place(at), text)
 
     def raise_mistakes(self) -> None:
-        """In the order of the lines, each once, those of the command line first."""
+        """Raise all mistakes, each once, in line order, those of the command line first."""
         ordered = sorted(self._mistakes, key=lambda mistake: mistake[0])
         lines = list(dict.fromkeys(text for _, text in ordered))
         if len(lines) > MAX_MISTAKES:
@@ -81,7 +86,7 @@ class Document:
             raise GridError(lines)
 
     def override(self, text: str) -> None:
-        """Put the value of `key=value` in the place of the file's."""
+        """Replace the file's value by that of `key=value`."""
         place = _on_command_line(text)
         key, equals, value = text.partition("=")
         at = tuple(key.split("."))
@@ -106,7 +111,7 @@ class Document:
                     self._replace(at, node, place)
 
     def override_seeds(self, text: str) -> None:
-        """Put a count ("5") or a list ("0,1,2", "0-9") in the place of the file's seeds."""
+        """Replace the file's seeds by a count ("5") or a list ("0,1,2", "0-9")."""
         place = _on_command_line(f"--seeds {text}")
         seeds: list[int] = []
         if re.fullmatch(r"[0-9]{1,10}", text):
@@ -128,7 +133,7 @@ class Document:
         self._replace(("seeds",), seeds, place)
 
     def inherit_defaults(self) -> None:
-        """Give every product what it does not say itself."""
+        """Fill in the defaults that a product does not set."""
         defaults = as_mapping(self.values.get("defaults"))
         products = self.values.get("grid")
         if not isinstance(products, list):
@@ -149,18 +154,18 @@ class Document:
         self._mistakes.append((place.line, f"{place.label}: {text}"))
 
     def _replace(self, at: Loc, value: object, place: Place) -> None:
-        """Put `value`, plain or still a YAML node, at `at`, and forget what stood there."""
+        """Put `value`, plain or still a YAML node, at `at`, and forget the previous value."""
         section: Any = self.values
         for step in at[:-1]:
             section = section.setdefault(step, {})
             if not isinstance(section, dict):
-                return  # a mistake of its own, told when the values are checked
+                return  # a separate mistake, reported when the values are checked
         self._places = {known: p for known, p in self._places.items() if known[: len(at)] != at}
         self._places[at] = place
         section[at[-1]] = self._unfold(value, at, place) if isinstance(value, yaml.Node) else value
 
     def _unfold(self, node: yaml.Node, at: Loc, place: Place) -> Any:  # noqa: ANN401 - whatever YAML says
-        """The plain value of `node`, every part of it noted in its place."""
+        """The plain value of `node`; notes the place of each of its parts."""
         self._places[at] = Place(place.label, place.line, node)
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         if tag.removeprefix("!!") not in _TAGS:
@@ -238,6 +243,25 @@ def _grids_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("[!.]*.y*ml") if path.is_file())
 
 
+def _find_invisible(text: str) -> Iterator[tuple[int, str]]:
+    """Line and name of each character outside comments that looks like a space, or is invisible.
+
+    YAML reads them as part of a word or as an end of line, and the author sees neither.
+    """
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        said = re.split(r"(?:^|(?<=\s))#", line, maxsplit=1)[0]
+        for at, sign in enumerate(said):
+            kind = unicodedata.category(sign)
+            if kind in {"Cf", "Zl", "Zp"} or (kind == "Zs" and sign != " ") or sign == "\x85":
+                name = unicodedata.name(sign, "no name")
+                after = f"after {show(said[:at].strip()[-30:])}" if at else "at its begin"
+                yield (
+                    number,
+                    f"an invisible character, U+{ord(sign):04X} ({name}), {after}; put a space there, or nothing",
+                )
+                break
+
+
 def _compose(text: str) -> yaml.Node | None:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -271,11 +295,11 @@ def _explain_yaml(error: yaml.MarkedYAMLError) -> str:
 
 
 def _count_unfolded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values of `node` once its aliases are written out, counted without writing them out."""
+    """How many values `node` has with its aliases expanded, counted without expanding them."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # found again below itself: without end
+        known[id(node)] = MAX_VALUES + 1  # met again inside itself: infinite
         parts = node.value
         if isinstance(node, yaml.MappingNode):
             parts = [value for _, value in node.value]
@@ -284,29 +308,35 @@ def _count_unfolded(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _read_scalar(node: yaml.ScalarNode) -> bool | float | str | None:
-    """The value as YAML reads it; as text where that would surprise: `010`, `10:30`, a date."""
-    text, digits = node.value, node.value.replace("_", "").lower()
+    """The value as YAML reads it; text where that would surprise: `010`, `1_0`, `10:30`, a date."""
+    text = node.value
     try:
         match node.tag.rpartition(":")[2]:
             case "null":
                 return None
             case "bool":
                 return yaml.SafeLoader.bool_values[text.lower()]
-            case "int":
-                return int(digits, 0)
-            case "float":
-                return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+            case "int" if _PLAIN_INTEGER.fullmatch(text):
+                return int(text)
+            case "float" if "_" not in text:
+                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
             case _:
                 return text
     except (KeyError, ValueError):
         return text
 
 
+_PLAIN_INTEGER = re.compile("[-+]?(0|[1-9][0-9]*|[1-9][0-9]{0,2}(_[0-9]{3})+)")
+"""An integer as expected, including underscores between thousands."""
+
 _NUMBER = re.compile(r"([-+]?)([0-9]+)?(\.[0-9]*)?(?:e([-+]?)([0-9]+))?", re.IGNORECASE)
+_NUMBERS = re.compile(r"[-+.e0-9]*[0-9]\.?(( *,| ) *[-+.e0-9]*[0-9]\.?)+", re.IGNORECASE)
+LONGEST_NUMBER = 30
+"""Most characters in a text that may have been meant as one or several numbers."""
 
 
 def find_trap(node: yaml.Node | None) -> str | None:
-    """What YAML 1.1 made of a value that was refused, where its author may not expect it."""
+    """Explain how YAML 1.1 read a refused value, where its author may not expect it."""
     if not isinstance(node, yaml.ScalarNode):
         return None
     text, tag = node.value, node.tag.rpartition(":")[2]
@@ -318,29 +348,60 @@ def find_trap(node: yaml.Node | None) -> str | None:
 
 
 def find_number_trap(node: yaml.Node | None, *, whole: bool) -> str | None:
-    """The same for a value that was refused because it is no number, yet looks like one."""
+    """The same for a value that was refused because it looks like a number but is not one."""
     if not isinstance(node, yaml.ScalarNode) or not isinstance(_read_scalar(node), str):
         return None
     text, tag = node.value, node.tag.rpartition(":")[2]
-    if tag == "int" and ":" in text:
-        return f"YAML reads {text!r} in base 60; write the number out"
-    if tag == "int" and re.fullmatch("[-+]?0[0-7_]+", text):
-        return f"YAML reads {text!r} as {int(text.replace('_', ''), 8)}; write {int(text)}"
+    if tag in {"int", "float"} and len(text) <= LONGEST_NUMBER:
+        return _explain_odd_number(text)
+    if not node.style and len(text) <= LONGEST_NUMBER and _NUMBERS.fullmatch(text):
+        return _explain_numbers(text, whole=whole)
     number = _NUMBER.fullmatch(text)
-    if not number or len(text) > 30 or not re.search("[0-9]", f"{number[2]}{number[3]}"):
+    if (
+        not number
+        or len(text) > LONGEST_NUMBER
+        or not re.search("[0-9]", f"{number[2]}{number[3]}")
+    ):
         return None
     if node.style:
         return f"{text!r} is text; write it without quotes"
     return f"YAML reads {text!r} as text; write {_spell_number(number, whole=whole)}"
 
 
+def _explain_numbers(text: str, *, whole: bool) -> str:
+    """Explain numbers joined by commas or spaces: a list without brackets, or a decimal comma."""
+    numbers = [_NUMBER.fullmatch(part) for part in re.split("[, ]+", text)]
+    listed = ", ".join(_spell_number(number, whole=whole) for number in numbers if number)
+    one = ""
+    if whole and re.fullmatch("[1-9][0-9]{0,2}(,[0-9]{3})+", text):
+        one = f"{text.replace(',', '')}, or "
+    elif not whole and _NUMBER.fullmatch(text.replace(",", ".")):
+        one = f"{text.replace(',', '.')} with a point, or "
+    return f"{text!r} is text; write {one}a list as [{listed}]"
+
+
+def _explain_odd_number(text: str) -> str:
+    """Explain how YAML 1.1 reads other bases and underscores."""
+    if ":" in text:
+        return f"YAML reads {text!r} in base 60; write the number out"
+    digits = text.replace("_", "")
+    if "." in text:
+        return f"YAML reads {text!r} as {float(digits):g}; write {digits}"
+    octal = re.fullmatch("[-+]?0[0-7]+", digits)
+    try:
+        value = int(digits, 8 if octal else 0)
+    except ValueError:  # `0x_`, which YAML takes for a number
+        return f"{text!r} is no number"
+    return f"YAML reads {text!r} as {value}; write {int(digits) if octal else value}"
+
+
 def _spell_number(number: re.Match[str], *, whole: bool) -> str:
-    """As YAML 1.1 wants it: with a point, and a sign in the exponent."""
+    """The number as YAML 1.1 requires it: with a point, and a sign in the exponent."""
     if whole and float(number[0]).is_integer():
         return f"{float(number[0]):.0f}"
     sign, integer, fraction, exponent_sign, exponent = number.groups()
     power = f"e{exponent_sign or '+'}{exponent}" if exponent else ""
-    return f"{sign}{integer or 0}{fraction or '.0'}{power}"
+    return f"{sign}{(integer or '').lstrip('0') or 0}{fraction or '.0'}{power}"
 
 
 def _dotted(at: Loc) -> str:

@@ -3,6 +3,7 @@
 * HarnessError
   + GridError     the grid cannot be used as written; its author mends it
   + ClusterError  Ray cannot give what was asked for; whoever runs it asks for less or adds nodes
+    + RayLostError      Ray's own processes ended under the run; give the command again
   + DataError     a data set is absent or not what it should be; says how to get it
   + StoreError    results cannot be written, or what is on disk is not ours
     + DamagedFileError  one file is not what its name promises; a repair sets it aside
@@ -13,6 +14,7 @@ A loss that turns non-finite is not an error: it is an outcome, `TrialRow.status
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -34,6 +36,12 @@ class ClusterError(HarnessError):
     """Ray does not answer, or has no node that could ever run a trial of this size."""
 
 
+class RayLostError(ClusterError):
+    """A process of Ray's, without which no worker is reached, ended under the run."""
+
+    exit_code = 4
+
+
 class DataError(HarnessError):
     """A data set is absent, damaged, or not the one its name promises."""
 
@@ -50,7 +58,7 @@ class DamagedFileError(StoreError):
     def __init__(self, location: str, path: str, reason: str) -> None:
         super().__init__(
             f"{location}/{path}: {reason}. To set it aside and train it again: "
-            f"python -m harness.upkeep repair {location}"
+            f"python -m harness.upkeep repair {shlex.quote(location)}"
         )
         self.location = location
         self.path = path
@@ -62,3 +70,9 @@ class DamagedFileError(StoreError):
 
 class ActiveRunError(StoreError):
     """Another run is going on in the results folder."""
+
+
+def last_line(error: BaseException | None) -> str:
+    """What an error says in the end; the name of its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

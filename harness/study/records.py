@@ -1,12 +1,12 @@
-"""Every column that leaves the harness: its type, its unit, its meaning.
+"""Every column that the harness writes: its type, its unit, its meaning.
 
 The Arrow schema, the axis titles and the documentation of a results folder come from here::
 
     trials     one row per trial:                   TrialRow = Settings + Outcome + Provenance
     epochs     one row per (trial, epoch):          EpochRow
     gradients  one row per (trial, reading, layer): GradientRow
-    failures   one row per attempt that broke:      FailureRow
-    choices    one row per recipe that was tuned:   ChoiceRow
+    failures   one row per failed attempt:          FailureRow
+    choices    one row per (arm, recipe) tuned:     ChoiceRow
 
 Fractions are fractions (0.97, not 97), times are seconds, memory is bytes, and a number that does
 not exist is NaN. Standard library only: `analysis` imports this module and no other of `harness`.
@@ -14,21 +14,22 @@ not exist is NaN. Standard library only: `analysis` imports this module and no o
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-SCHEMA_VERSION = 1
-"""Raised when a column is added, dropped, or comes to mean something else."""
+SCHEMA_VERSION = 2
+"""Increased when a column is added, dropped, or changes its meaning."""
 
 
 def column(unit: str, meaning: str, *, default: Any = MISSING) -> Any:  # noqa: ANN401
     """Declare one column of a table.
 
     Units:
-        "1" for a number without one, "" where the value is not a number.
+        "1" for a number without a unit, "" where the value is not a number.
     """
     return field(default=default, metadata={"unit": unit, "meaning": meaning})
 
@@ -63,6 +64,14 @@ class Settings:
         "'own', or the placement whose relative update sizes each layer borrows.",
         default="own",
     )
+    flow_lr: float = column(
+        "1",
+        "Peak learning rate of the arm whose update sizes are borrowed; 0 where both have one recipe.",
+        default=0.0,
+    )
+    flow_weight_decay: float = column(
+        "1", "Its weight decay, where it has a recipe of its own.", default=0.0
+    )
     epochs: int = column("1", "Passes over the training part.", default=200)
     batch_size: int = column("1", "Images per optimizer step.", default=128)
     lr: float = column("1", "Peak learning rate.", default=0.1)
@@ -88,9 +97,18 @@ class Settings:
     )
 
 
+def settings_of(row: Settings) -> dict[str, Any]:
+    """Only the settings of a trial, or of a row that has more columns."""
+    return {name: getattr(row, name) for name in _SETTINGS}
+
+
+_SETTINGS = tuple(setting.name for setting in fields(Settings))
+_ARM = "What is compared within a cell: the placement; whose flow it borrows, its recipe and stage where these are not the study's common ones."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What training a trial came to. Accuracies and losses are those of the last epoch."""
+    """The result of training a trial. Accuracies and losses are those of the last epoch."""
 
     status: str = column("", "'done', or 'diverged' where the loss turned non-finite.")
     epochs_trained: int = column("1", "Epochs finished.")
@@ -116,7 +134,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where, when and with what a trial was trained; nothing in here decides its result on a CPU."""
+    """Where, when and with what a trial was trained; none of it affects the result on a CPU."""
 
     attempt: int = column("1", "Starts of this trial in this run, this one included.", default=1)
     run: str = column("", "The invocation of harness.run that trained it.", default="")
@@ -144,6 +162,7 @@ class Provenance:
 class TrialRow(Settings, Outcome, Provenance):
     """Table `trials`: one row per finished trial."""
 
+    arm: str = column("", _ARM)
     trial_id: str = column("", "Digest of all settings and the training version.")
 
 
@@ -151,6 +170,7 @@ class TrialRow(Settings, Outcome, Provenance):
 class PlannedTrial(Settings):
     """File `plan.parquet`: one row per trial of the whole grid, finished or not."""
 
+    arm: str = column("", _ARM)
     trial_id: str = column("", "Digest of all settings and the training version.")
 
 
@@ -218,15 +238,27 @@ class GradientRow:
     )
 
 
+class FailureKind(StrEnum):
+    """How an attempt failed; the row holds the text."""
+
+    EXCEPTION = "exception"
+    OUT_OF_MEMORY = "out of memory"
+    WORKER_LOST = "worker lost"
+    TIMEOUT = "timeout"
+
+
+_KINDS = [f"'{kind}'" for kind in FailureKind]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureRow:
-    """Table `failures`: one row per attempt that broke. A failure is not an outcome."""
+    """Table `failures`: one row per failed attempt. A failure is not an outcome."""
 
     trial_id: str = column("", "The trial that was being trained.")
     trial: str = column("", "The same trial in words.")
     attempt: int = column("1", "Starts of this trial in this run, this one included.")
     run: str = column("", "The invocation of harness.run.")
-    kind: str = column("", "'exception', 'out of memory', 'worker lost' or 'timeout'.")
+    kind: str = column("", f"{', '.join(_KINDS[:-1])} or {_KINDS[-1]}.")
     message: str = column("", "Last line of the traceback, or what Ray said.")
     traceback: str = column("", "The whole traceback.")
     failed_at: datetime = column("", "UTC time.")
@@ -236,8 +268,9 @@ class FailureRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceRow(Settings):
-    """Table `choices`: one row per (arm, recipe) of the tuning stage; its seed says nothing."""
+    """Table `choices`: one row per (arm, recipe) of the tuning stage; its `seed` has no meaning."""
 
+    arm: str = column("", _ARM)
     seeds: int = column("1", "Trials of this recipe.")
     diverged: int = column("1", "How many of them diverged; each scores 0.")
     validation_accuracy: float = column("1", "Mean share of validation images right.")
@@ -249,7 +282,7 @@ class ChoiceRow(Settings):
 
 @dataclass(frozen=True, slots=True)
 class TrialRows:
-    """All that one trial leaves behind."""
+    """All rows of one trial."""
 
     trial: TrialRow
     epochs: tuple[EpochRow, ...]
@@ -258,7 +291,7 @@ class TrialRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalysisPlan:
-    """What the grid fixes about its analysis before anything runs; travels with the rows."""
+    """The analysis settings that the grid fixes before anything runs; stored with the rows."""
 
     grid: str = column("", "Name of the grid.")
     margin_accuracy: float = column(
@@ -269,14 +302,19 @@ class AnalysisPlan:
     )
     alpha: float = column("1", "Error rate of each family of tests.", default=0.05)
     gradient_column: str = column(
-        "", "The gradient-flow quantity that decides.", default="actgrad_total"
+        "", "The gradient-flow quantity that decides.", default="actgrad_rel"
     )
-    gradient_layer: str = column(
-        "", "'first', 'mean' (of logs over layers) or 'slope'.", default="first"
+    margin_risk: float = column(
+        "1", "Smallest difference in the risk of a trial that does not train.", default=0.1
     )
-    gradient_window: str = column(
+    control: str = column(
         "",
-        "'first-epoch' (readings beyond step 0), 'all', 'init' or 'last'.",
-        default="first-epoch",
+        "An arm known to do worse or better than 'before': where that does not show, nothing is called equivalent.",
+        default="",
     )
-    looks: int = column("1", "Analyses planned beforehand.", default=1)
+    looks: tuple[int, ...] = column(
+        "1", "Seeds per cell at each planned look; empty: one look, at the end.", default=()
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "looks", tuple(self.looks))  # JSON has lists only

@@ -1,8 +1,8 @@
-"""Give each arm the recipe it does best with: the stage ahead of a study.
+"""Find the best recipe of each arm: the tuning stage, which runs before the study.
 
-One learning rate for all arms is not fair: at equal rate the weights of `after` turn faster than
-those of `before`. So the grid may name rates to try. Each cell of the study is trained with every
-one of them, on seeds of a stage of its own (no stream of the study comes from them), and scored on
+One learning rate for all arms is not fair: at equal rates the weights of `after` rotate faster than
+those of `before`. So the grid may list rates to try. Each cell of the study is trained with each
+rate, on seeds reserved for this stage (the study shares no random stream with them), and scored on
 the validation part alone; then the study runs twice, at the common recipe and at each arm's best.
 
 Standard library only.
@@ -10,29 +10,43 @@ Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from harness.study.records import ChoiceRow, Settings, TrialRow
+from harness.study.records import ChoiceRow, TrialRow, column, settings_of
 from harness.study.trials import Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """The recipes to try: every rate with every decay, on so many seeds of their own."""
+    """The recipes to try: every learning rate with every weight decay, on separate seeds."""
 
-    lr: tuple[float, ...]
-    seeds: int
-    weight_decay: tuple[float, ...] = ()
-    """Empty keeps each cell's own."""
-    epochs: int | None = None
-    """None trains as long as the study does."""
+    lr: tuple[float, ...] = column("1", "Peak learning rates to try.")
+    seeds: int = column("1", "Trials of each recipe; their randomness is not that of the study.")
+    weight_decay: tuple[float, ...] = column(
+        "1", "Weight decays to try with each rate; without it, each cell keeps its own.", default=()
+    )
+    epochs: int | None = column(
+        "1", "Epochs of each trial; without it, as many as in the study.", default=None
+    )
+    extensions: int = column(
+        "1",
+        "Rates that may be added, one by one, beyond an edge at which an arm does best.",
+        default=3,
+    )
 
 
-def expand_tuning(study: Iterable[Trial], tuning: Tuning) -> tuple[Trial, ...]:
-    """Every arm of the study with every recipe, seed outermost as in the study itself."""
-    by_arm = [_attempts(cell, tuning) for cell in _cells(study)]
+def expand_tuning(
+    study: Iterable[Trial], tuning: Tuning, rows: Iterable[TrialRow] = ()
+) -> tuple[Trial, ...]:
+    """Every arm of the study with every recipe; the seed is the outermost loop, as in the study.
+
+    Where the rows show that an arm does best at the edge of its learning rates, one rate beyond
+    the edge is tried too, at the spacing of the last two.
+    """
+    found = {row.trial_id: row for row in rows}
+    by_arm = [_attempts(cell, tuning, found) for cell in _cells(study)]
     return tuple(
         trials[seed]
         for seed in range(tuning.seeds)
@@ -46,26 +60,28 @@ def choose(
 ) -> tuple[ChoiceRow, ...]:
     """Score each recipe of each arm by its mean validation accuracy and mark the best.
 
-    A run that diverged scores 0: a recipe that sometimes breaks is no best one. Equal scores go to
-    the smaller rate, then the smaller decay. Empty while a trial of the stage has no row.
+    A diverged run scores 0: a recipe that sometimes diverges should not be the best. Ties go to the
+    smaller learning rate, then the smaller decay. Empty while a trial of the stage has no row.
     """
     found = {row.trial_id: row for row in rows}
     choices: list[ChoiceRow] = []
     for cell in _cells(study):
-        attempts = _attempts(cell, tuning)
-        if any(trial.id not in found for trials in attempts.values() for trial in trials):
+        attempts = _attempts(cell, tuning, found)
+        means = _score_recipes(attempts, found)
+        if means is None:
             return ()
         tried = {recipe: [found[t.id] for t in trials] for recipe, trials in attempts.items()}
-        means = {recipe: fmean(map(_score, rows)) for recipe, rows in tried.items()}
-        best = min(means, key=lambda recipe: (-means[recipe], recipe))
+        best = _best_of(means)
+        rates = {rate for rate, _ in attempts}
         choices += [
             ChoiceRow(
-                **asdict(replace(cell, lr=lr, weight_decay=weight_decay)),
+                **settings_of(replace(cell, lr=lr, weight_decay=weight_decay)),
+                arm=cell.arm,
                 seeds=len(rows),
                 diverged=sum(row.status == "diverged" for row in rows),
                 validation_accuracy=means[lr, weight_decay],
                 chosen=(lr, weight_decay) == best,
-                at_edge=len(tuning.lr) > 1 and lr in {min(tuning.lr), max(tuning.lr)},
+                at_edge=len(rates) > 1 and lr in {min(rates), max(rates)},
             )
             for (lr, weight_decay), rows in tried.items()
         ]
@@ -73,25 +89,29 @@ def choose(
 
 
 def apply_choices(study: Iterable[Trial], choices: Iterable[ChoiceRow]) -> tuple[Trial, ...]:
-    """The study once more, each arm at its own best recipe; nothing where nothing was chosen.
+    """The trials of the study again, each arm at its best recipe; empty where nothing was chosen.
 
-    An arm that borrows another's flow takes the recipe of its placement.
+    An arm that borrows step sizes uses the recipe of its placement, and its donor uses its own.
     """
-    names = [field.name for field in fields(Settings)]
     best: dict[Trial, ChoiceRow] = {}
     for choice in choices:
         if choice.chosen:
-            best[_arm(Trial(**{name: getattr(choice, name) for name in names}))] = choice
-    tuned = (
-        replace(trial, recipe="tuned", lr=chosen.lr, weight_decay=chosen.weight_decay)
-        for trial in study
-        if (chosen := best.get(_arm(replace(trial, flow="own"))))
-    )
+            best[_arm(Trial(**settings_of(choice)))] = choice
+    tuned: list[Trial] = []
+    for trial in study:
+        chosen = best.get(_arm(replace(trial, flow="own")))
+        donor = best.get(_arm(trial.donor)) if trial.flow != "own" else None
+        if chosen is None or (donor is None and trial.flow != "own"):
+            continue
+        recipe = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}
+        if donor and (donor.lr, donor.weight_decay) != (chosen.lr, chosen.weight_decay):
+            recipe |= {"flow_lr": donor.lr, "flow_weight_decay": donor.weight_decay}
+        tuned.append(replace(trial, recipe="tuned", **recipe))
     return tuple(dict.fromkeys(tuned))
 
 
 def _cells(study: Iterable[Trial]) -> Iterable[Trial]:
-    """One cell per arm that is tuned."""
+    """One cell for each arm to tune."""
     cells: dict[Trial, Trial] = {}
     for trial in study:
         if trial.flow == "own":
@@ -100,12 +120,32 @@ def _cells(study: Iterable[Trial]) -> Iterable[Trial]:
 
 
 def _arm(trial: Trial) -> Trial:
-    """What stays of a cell when its recipe is left open."""
+    """The cell without its recipe."""
     return replace(trial, seed=0, lr=0.0, weight_decay=0.0)
 
 
-def _attempts(cell: Trial, tuning: Tuning) -> dict[tuple[float, float], list[Trial]]:
-    """(lr, weight decay) -> the trials that score it, one per tuning seed."""
+_Attempts = dict[tuple[float, float], list[Trial]]
+"""(lr, weight decay) -> the trials that score it, one per tuning seed."""
+
+
+def _attempts(cell: Trial, tuning: Tuning, found: Mapping[str, TrialRow]) -> _Attempts:
+    """All attempts of an arm: the grid's recipes, and rates beyond an edge where it does best."""
+    rates = sorted(tuning.lr)
+    for _ in range(tuning.extensions):
+        means = _score_recipes(_list_attempts(cell, tuning, rates), found)
+        if means is None or len(rates) < 2:
+            break
+        best, _ = _best_of(means)
+        if best == rates[-1]:
+            rates.append(float(f"{rates[-1] ** 2 / rates[-2]:.6g}"))
+        elif best == rates[0]:
+            rates.insert(0, float(f"{rates[0] ** 2 / rates[1]:.6g}"))
+        else:
+            break
+    return _list_attempts(cell, tuning, rates)
+
+
+def _list_attempts(cell: Trial, tuning: Tuning, rates: Iterable[float]) -> _Attempts:
     epochs = tuning.epochs or cell.epochs
     attempt = replace(
         cell,
@@ -119,9 +159,25 @@ def _attempts(cell: Trial, tuning: Tuning) -> dict[tuple[float, float], list[Tri
             replace(attempt, lr=lr, weight_decay=weight_decay, seed=seed)
             for seed in range(tuning.seeds)
         ]
-        for lr in tuning.lr
+        for lr in rates
         for weight_decay in tuning.weight_decay or (cell.weight_decay,)
     }
+
+
+def _score_recipes(
+    attempts: _Attempts, found: Mapping[str, TrialRow]
+) -> dict[tuple[float, float], float] | None:
+    """Mean score of each recipe; None while a trial of one has no row."""
+    if any(trial.id not in found for trials in attempts.values() for trial in trials):
+        return None
+    return {
+        recipe: fmean(_score(found[trial.id]) for trial in trials)
+        for recipe, trials in attempts.items()
+    }
+
+
+def _best_of(means: Mapping[tuple[float, float], float]) -> tuple[float, float]:
+    return min(means, key=lambda recipe: (-means[recipe], recipe))
 
 
 def _score(row: TrialRow) -> float:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Sequence
+
+
+def clip(text: str, width: int = 200) -> str:
+    """Anybody's text on one line, cut where it is long.
+
+    >>> clip("out of   memory"), clip("abcdefgh", 6)
+    ('out of memory', 'abc...')
+    """
+    begun = text if len(text) <= width else f"{text[: width - 3]}..."
+    return " ".join(begun.split())
 
 
 def format_count(number: int, noun: str) -> str:
@@ -48,8 +59,16 @@ def format_size(size: float) -> str:
 
 
 def did_you_mean(found: str, words: Sequence[str]) -> str:
-    begun = [word for word in words if found and word.startswith(found.lower())]
-    near = difflib.get_close_matches(found.lower(), words, n=1) or begun
+    """The word that was likely meant, as the end of a sentence; nothing where none is near.
+
+    >>> did_you_mean("width", ("depth", "width_factor")), did_you_mean("aftr", ("before", "after"))
+    ("; did you mean 'width_factor'?", "; did you mean 'after'?")
+    >>> did_you_mean("ResNet18", ("resnet", "torchvision/resnet18"))
+    "; did you mean 'torchvision/resnet18'?"
+    """
+    start = found.lower()
+    begun = [word for word in words if start and word.rpartition("/")[2].startswith(start)]
+    near = begun or difflib.get_close_matches(start, words, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -80,3 +99,13 @@ def _show_text(text: str) -> str:
         return f"{text[:60]!r}..."
     # Letters may look alike and not be the same.
     return f"{text!r}" if ascii(text) == repr(text) else f"{text!r} (that is {text!a})"
+
+
+def explain_lost_docstrings(what_fails: str) -> str | None:
+    """Why a library that rewrites its docstrings fails in this Python; None where it does not."""
+    if sys.flags.optimize < 2:
+        return None
+    return (
+        "PYTHONOPTIMIZE=2, or python -OO, takes away docstrings, and without them "
+        f"{what_fails}: unset PYTHONOPTIMIZE, or set it to 1"
+    )

@@ -1,11 +1,16 @@
 """One pack of trials: from images to rows.
 
-In go the trials of a pack and a device; out come their `TrialRows`. Read in this order::
+Takes the trials of a pack, the images and a device; returns their `TrialRows`. The only files it
+writes are prepared data sets and the checkpoints of long trainings. Read in this order::
 
-    train -> learner -> networks -> blocks | graphs
-          -> images -> sources
-          -> optimizers, gradients (the probe), checkpoints, provenance
+    train                 the loop, from first batch to last
+    learner               a step, and how a GPU replays it
+    networks -> blocks    our own networks; graphs: torchvision's, rewritten
+    images -> sources     batches, and the files they come from
+    optimizers            momentum, schedule, borrowed flow
+    gradients             the probe
+    checkpoints, provenance
 
-Torch and the standard library only, and nothing is imported here: the driver asks `provenance` for
-the digest of the code without torch.
+Needs torch and the standard library only. Nothing is imported here, so that the driver, which has
+no torch, can ask `provenance` for the digest of the code.
 """

@@ -1,8 +1,8 @@
-"""A block is a program: the text of its operations, in order, is what runs.
+"""A block is a program: a text that lists its operations in the order they run.
 
 Every network here is R replicas (seeds) side by side: activations have R*C channels, replica-major,
-convolutions have R groups, and batch norm, being per channel, is per replica without further ado.
-One replica is the ordinary network.
+convolutions have R groups, and batch norm, which works per channel, is therefore per replica.
+With one replica this is the ordinary network.
 
 Shapes (letters of this module):
     N images, R replicas, C channels of one replica, H and W height and width
@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 class Linear(nn.Module):
     """R fully connected layers side by side: x_ND -> y_NE, D = R*C, E = R*K.
 
-    `weight` is laid out like a grouped convolution's, (R*K, C), so that whatever measures or
+    `weight` has the layout of a grouped convolution's, (R*K, C), so that code that measures or
     initialises one replica finds its rows the same way in both.
     """
 
@@ -52,7 +52,7 @@ class Linear(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """The block's input, made to fit its output without parameters: x_NDHW -> y_NEhw.
+    """Fits the block's input to the shape of its output without parameters: x_NDHW -> y_NEhw.
 
     Source:
         Option A of He et al. 2015, arXiv:1512.03385, s.4.2: subsample, pad channels with zeros.
@@ -137,7 +137,7 @@ class Block(nn.Module):
                     continue
                 case _:
                     raise AssertionError(operation)
-            # Counted within its kind, so that a conv has one name in every placement.
+            # Numbered within its kind, so that a conv has the same name in every placement.
             name = f"{operation}{sum(op.startswith(operation) for op in self.operations)}"
             self.add_module(name, module)
             self.operations.append(name)
@@ -159,11 +159,11 @@ class Block(nn.Module):
 
 
 def split_program(program: str) -> tuple[str, str]:
-    """The operations ahead of a program's first conv, and its first conv with what follows it.
+    """Split a program into what precedes its first conv, and that conv up to the next one.
 
-    The first part is what a pre-activation network needs ahead of its head, the second part, up
-    to the next conv, is how a post-activation network's stem treats its conv: whatever touches
-    the input and the head takes the order of the block, and nothing else.
+    A pre-activation network needs the first part before its head; a post-activation network uses
+    the second part as its stem. So the layers at the input and at the head follow the order of the
+    block as well.
 
     >>> split_program("conv norm act conv norm + act")
     ('', 'conv norm act')

@@ -1,7 +1,7 @@
-"""What a long training keeps every few minutes, and goes on from where its worker was lost.
+"""Checkpoints: a long training saves one every few minutes and resumes from it on another worker.
 
-Bytes of a checkpoint may be anyone's: they are bounded, checked against a digest, and hold tensors
-and plain values only. Torch and the standard library only.
+The bytes of a checkpoint are not trusted: their size is bounded, their digest is checked, and they
+hold tensors and plain values only. Needs torch and the standard library only.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from harness.study.trials import Trial
 from harness.training.provenance import describe
 
 DIGEST_BYTES = 16
-"""Of the content, ahead of it: torch reads altered numbers without a word."""
+"""Size of the digest that precedes the content: torch would not notice altered numbers."""
 
 _log = logging.getLogger(__name__)
 
 
 class Resumable(Protocol):
-    """A part of a training run that can be put down at an epoch's end and taken up elsewhere."""
+    """A part of a training run whose state can be saved after an epoch and restored elsewhere."""
 
     def state(self) -> Any:  # noqa: ANN401 - tensors, numbers, text, and lists and dicts of them
         ...
@@ -40,14 +40,14 @@ class Resumable(Protocol):
 
 
 class Checkpoint:
-    """Keeps a run's state every so often, so that a lost worker costs minutes and not hours.
+    """Saves a run's state at intervals, so that a lost worker costs minutes and not hours.
 
-    `read` and `write` move the bytes: where they lie is not this module's business. What is of
-    another pack, other code or another kind of device is not gone on with, nor what is damaged or
-    a stranger's; it is overwritten in time. Content is tensors and plain values: no code is run.
+    `read` and `write` move the bytes; this module does not know where they are stored. A checkpoint
+    that is damaged, or from another pack, other code or another kind of device, is ignored and
+    later overwritten. It holds tensors and plain values only: loading one never runs code.
 
     Units:
-        every: seconds between two checkpoints, at epochs' ends.
+        every: seconds between two checkpoints; one is written only at the end of an epoch.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Checkpoint:
         here = describe(device, started=datetime.now(UTC))
         pack = replace(trial, seed=trial.pack[0])
         names = (pack.id, here.code_digest, here.device, here.torch, here.cuda)
-        self._names = [str(name) for name in names]  # torch's version is more than a text
+        self._names = [str(name) for name in names]  # torch.__version__ is not a plain str
         self._label = trial.label
         self._read = read
         self._write = write
@@ -70,7 +70,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def resume(self, parts: Sequence[Resumable]) -> int:
-        """Put the parts back to where they were kept; the number of epochs done."""
+        """Restore the parts from the checkpoint; returns the number of epochs done."""
         try:
             content = self._read()
             if content is None:
@@ -81,7 +81,7 @@ class Checkpoint:
             epoch = int(kept["epoch"])
             _restore(parts, kept["parts"])
         except HarnessError:
-            raise  # the place of the results refuses: no trial's business
+            raise  # the results folder is unusable: not this trial's fault
         except Exception as error:  # noqa: BLE001  foreign bytes may be wrong in any way
             reason, *_ = traceback.format_exception_only(error)[-1].splitlines()
             _log.warning("%s: trained from its start; checkpoint: %s", self._label, reason)
@@ -90,7 +90,7 @@ class Checkpoint:
         return epoch
 
     def keep(self, parts: Sequence[Resumable], epoch: int) -> None:
-        """Write the parts down, if it is time."""
+        """Write a checkpoint of the parts, if one is due."""
         if time.monotonic() - self._last < self._every:
             return
         buffer = io.BytesIO()
@@ -115,7 +115,7 @@ def _unpack(content: bytes) -> Any:  # noqa: ANN401
 
 
 def _restore(parts: Sequence[Resumable], states: Sequence[Any]) -> None:
-    """Put all parts back, or none of them."""
+    """Restore all parts, or none of them."""
     fresh = copy.deepcopy([part.state() for part in parts])
     try:
         for part, state in zip(parts, states, strict=True):

@@ -1,52 +1,37 @@
-"""The gradient-flow probe: one forward and backward on a fixed batch, and nothing left behind.
+"""The gradient-flow probe: one forward and backward pass on a fixed batch, without side effects.
 
-The tap is the *output tensor* of each conv or linear layer, the same place for every placement (a
-module's full backward hook would see another tensor in `after` than in `before`). Hooks live only
-while a reading is taken; the training step never meets one.
+It reads the *output tensor* of each conv or linear layer, the same place for every placement (a
+module's full backward hook would see another tensor in `after` than in `before`). Hooks exist only
+while a reading is taken; no training step runs with one.
 
 Shapes (letters of this module):
     N probe images, R replicas, D = R*C channels of a tensor, K rows of a weight (its filters)
-    L layers, Q quantities, M micro-batches, P elements of everything that is reduced
+    L layers, Q quantities, M micro-batches, P elements that are reduced over
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.study.records import GradientRow
-from harness.study.trials import Trial
+from harness.study.trials import EARLY_STEPS, Trial
 from harness.training.images import Images, Normalize
 from harness.training.networks import Network
 
-EARLY_STEPS = (0, 1, 2, 5, 10, 30, 100, 300)
-"""Steps read besides every epoch's end: the first instants are where placements differ most."""
-
-QUANTITIES = (
-    "actgrad_total",
-    "actgrad_rel",
-    "wgrad_norm",
-    "wgrad_snr",
-    "weight_norm",
-    "effective_grad",
-    "update_ratio",
-    "zero_fraction",
-    "dead_fraction",
-    "act_mean",
-    "act_var",
-    "qa_sum",
-    "qa_dot",
-)
+_PLACE = ("trial_id", "step", "epoch", "layer", "layer_index")
+QUANTITIES = tuple(field.name for field in fields(GradientRow) if field.name not in _PLACE)
+"""The quantities measured at each layer: the columns of `GradientRow` except its keys."""
 
 
 @dataclass(slots=True)
 class _Tap:
-    """What the forward pass left at one layer and on the way to the next."""
+    """The tensors of a forward pass at one layer and between it and the next."""
 
     z_ND: Tensor  # the layer's output
     relu_ND: Tensor | None = None  # the first ReLU's output after it
@@ -67,11 +52,11 @@ class Probe:
     steps_per_epoch: int
     snr_batches: int = 0
     _readings: list[tuple[int, Tensor]] = field(default_factory=list)  # step, (L, Q, R)
-    _weights: list[Tensor] | None = None  # ahead of the optimizer step that leads to a reading
+    _weights: list[Tensor] | None = None  # before the optimizer step that precedes a reading
 
     @classmethod
     def on(cls, images: Images, network: Network, trial: Trial, *, steps_per_epoch: int) -> Probe:
-        """A probe on the first `probe_size` training images, equal for every trial of a data set."""
+        """A probe on the first `probe_size` training images, the same for all trials on them."""
         device = network.head.weight.device
         part = images.train
         x_NRHWC = part.x_NHWC[: trial.probe_size, None].expand(
@@ -92,12 +77,12 @@ class Probe:
         self._readings = state
 
     def is_due(self, step: int) -> bool:
-        """Whether a reading belongs after `step` optimizer steps."""
+        """Whether a reading is due after `step` optimizer steps."""
         return step in EARLY_STEPS or step % self.steps_per_epoch == 0
 
     @torch.no_grad()
     def remember_weights(self) -> None:
-        """Keep the weights ahead of the step that leads to a reading, for its `update_ratio`."""
+        """Copy the weights before the step that precedes a reading, for its `update_ratio`."""
         self._weights = [weight.clone() for weight in self._layer_weights()]
 
     def read(self, step: int) -> None:
@@ -118,7 +103,7 @@ class Probe:
     def _forward(self) -> tuple[list[_Tap], Tensor]:
         taps: list[_Tap] = []
 
-        # A hook that returned something would replace the output: these return None.
+        # These hooks return None: a value they returned would replace the output.
         def note_layer(_module: nn.Module, _inputs: tuple[Tensor], z_ND: Tensor) -> None:
             taps.append(_Tap(z_ND))
 
@@ -167,14 +152,16 @@ class Probe:
         normed_grads = iter(grads[2 * len(taps) :])
         before = self._weights or [None] * len(taps)
         reading = [
-            self._measure_layer(
-                tap,
-                z_grad,
-                layer.weight,
-                weight_grad,
-                None if tap.normed_ND is None else next(normed_grads),
-                weight_before,
-                snr_R,
+            _arrange(
+                self._measure_layer(
+                    tap,
+                    z_grad,
+                    layer.weight,
+                    weight_grad,
+                    None if tap.normed_ND is None else next(normed_grads),
+                    weight_before,
+                    snr_R,
+                )
             )
             for tap, z_grad, layer, weight_grad, weight_before, snr_R in zip(
                 taps, z_grads, layers, weight_grads, before, snr_LR, strict=True
@@ -191,8 +178,8 @@ class Probe:
         normed_grad: Tensor | None,
         weight_before: Tensor | None,
         snr_R: Tensor,
-    ) -> Tensor:
-        """(Q, R) of one layer."""
+    ) -> dict[str, Tensor]:
+        """Every quantity of one layer, by name, (R,) each."""
         replicas = self.network.replicas
         z_RCP = _by_channel(tap.z_ND, replicas)
         g_RP = _by_channel(z_grad, replicas).flatten(1)
@@ -227,29 +214,28 @@ class Probe:
         product_RKP = weight_RKP * weight_grad_RKP
         qa_dot = _relative(product_RKP.sum(2), product_RKP.abs().sum(2))
 
-        return torch.stack(
-            [
-                actgrad_total,
-                actgrad_total / g_RP.shape[1] ** 0.5 * act_var.sqrt(),
-                wgrad_norm,
-                snr_R,
-                weight_norm,
-                weight_norm * wgrad_norm,
-                update_ratio,
-                zero_fraction,
-                dead_fraction,
-                act_mean_RC1.mean((1, 2)),
-                act_var,
-                qa_sum,
-                qa_dot,
-            ]
-        )
+        return {
+            "actgrad_total": actgrad_total,
+            "actgrad_rel": actgrad_total / g_RP.shape[1] ** 0.5 * act_var.sqrt(),
+            "wgrad_norm": wgrad_norm,
+            "wgrad_snr": snr_R,
+            "weight_norm": weight_norm,
+            "effective_grad": weight_norm * wgrad_norm,
+            "update_ratio": update_ratio,
+            "zero_fraction": zero_fraction,
+            "dead_fraction": dead_fraction,
+            "act_mean": act_mean_RC1.mean((1, 2)),
+            "act_var": act_var,
+            "qa_sum": qa_sum,
+            "qa_dot": qa_dot,
+        }
 
     def rows(
         self, replica: int, trial_id: str, *, until: int | None = None
     ) -> tuple[GradientRow, ...]:
-        """The finite readings of one replica, none later than step `until` where it is given."""
+        """The finite readings of one replica, up to step `until` where it is given."""
         names = [name for name, _ in self.network.layers()]
+        total = QUANTITIES.index("actgrad_total")
         return tuple(
             GradientRow(
                 trial_id=trial_id,
@@ -260,27 +246,34 @@ class Probe:
                 **dict(zip(QUANTITIES, values, strict=True)),
             )
             for step, reading in self._readings
-            if (until is None or step <= until) and bool(reading[:, 0, replica].isfinite().all())
+            if (until is None or step <= until)
+            and bool(reading[:, total, replica].isfinite().all())
             for index, (name, values) in enumerate(
                 zip(names, reading[:, :, replica].tolist(), strict=True)
             )
         )
 
 
+def _arrange(measured: Mapping[str, Tensor]) -> Tensor:
+    """(Q, R), the quantities of a layer in the order of their columns."""
+    assert measured.keys() == {*QUANTITIES}, f"{measured.keys() ^ {*QUANTITIES}}: only in one place"
+    return torch.stack([measured[name] for name in QUANTITIES])
+
+
 def _mean_loss(y_NRK: Tensor, y_N: Tensor) -> Tensor:
-    """One mean per replica, summed: no replica's gradient sees another's loss."""
+    """The sum of one mean per replica: no replica's gradient depends on another's loss."""
     y_NR = y_N[:, None].expand(-1, y_NRK.shape[1])
     loss = functional.cross_entropy(y_NRK.flatten(0, 1), y_NR.flatten(), reduction="sum")
     return loss / len(y_N)
 
 
 def _by_channel(x_ND: Tensor, replicas: int) -> Tensor:
-    """x_ND or x_NDHW to x_RCP: everything that is reduced over comes last."""
+    """x_ND or x_NDHW to x_RCP: the axes that are reduced over come last, as one."""
     return x_ND.unflatten(1, (replicas, -1)).permute(1, 2, 0, *range(3, x_ND.ndim + 1)).flatten(2)
 
 
 def _relative(sum_RC: Tensor, size_RC: Tensor) -> Tensor:
-    """How far sums miss zero, as a share of what was summed; 0 where nothing was."""
+    """How far each sum is from zero, relative to the size of its terms; 0 where it has none."""
     return sum_RC.norm(dim=1) / size_RC.norm(dim=1).clamp(min=torch.finfo(sum_RC.dtype).tiny)
 
 

@@ -1,16 +1,16 @@
-"""torchvision's models, with batch norm moved in their graphs.
+"""Move batch norm in the graphs of torchvision's models.
 
-`torch.fx` writes a model down as a graph. Two kinds of places are found in it, and a program says
-what stands there instead, one part for each kind:
+`torch.fx` turns a model into a graph. This module finds two kinds of places in it, and a program
+has one part for each kind, which says what replaces the operations there:
 
 * pair  `norm act`     a batch norm that only a ReLU reads
 * join  `norm + act`   the batch norm that ends a residual branch, the addition, the ReLU behind it
 
-`act norm, act norm +`, for one, is the resnet's `after`: every conv followed by ReLU, then batch
-norm, and no ReLU behind the addition. The skip path is never touched: where a projection fits it to
-the branch, its batch norm stays where it was. A program without `norm` takes every batch norm away
-and gives every conv a bias. Whatever a program does not name is as torchvision wrote it: kernels,
-widths, the stem's pool, epsilon and momentum of each batch norm.
+For example, `act norm, act norm +` is the resnet's `after`: ReLU and then batch norm follow every
+conv, and no ReLU follows the addition. The skip path is never changed: where it has a projection,
+the projection's batch norm stays where it was. A program without `norm` removes every batch norm
+and gives every conv a bias. Whatever a program does not name stays as torchvision wrote it:
+kernels, widths, the stem's pool, epsilon and momentum of each batch norm.
 
 Shapes (letters of this module):
     N images, C channels, H and W height and width, K classes
@@ -18,24 +18,23 @@ Shapes (letters of this module):
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.overrides import TorchFunctionMode
 
+from harness.study.architectures import PREFIX, find_setting_mistake
 from harness.study.errors import GridError
 from harness.study.trials import Trial
-from harness.study.zoo import PREFIX, find_setting_mistake
 from harness.training.blocks import Linear, Shortcut
 
 _FUNCTIONS = {
     "relu": "act",
     "add": "+",
-    "mul": "*",
     "cat": "cat",
     "mean": "pool",
     "avg_pool2d": "pool",
@@ -59,24 +58,18 @@ _MODULES: Mapping[type[nn.Module], str] = {
     Shortcut: "",
 }
 
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    # Their auxiliary heads are other losses, and their own initialisation is slow and replaced here.
-    "googlenet": {"aux_logits": False, "init_weights": False},
-    "inception_v3": {"aux_logits": False, "init_weights": False},
-}
-
 
 def build_graph(
     trial: Trial, shape: tuple[int, int, int], classes: int
 ) -> tuple[fx.GraphModule, nn.Linear]:
     """The features and the head of a torchvision model, rewritten by `trial.program`.
 
-    The last linear layer is the head; the first conv takes the images' channels; dropout is left
-    out, because it would be one more stream of randomness that a placement shifts. Convs and linear
-    layers are not yet drawn; batch norms have scale 1 and shift 0.
+    The last linear layer is the head; the first conv has as many input channels as the images;
+    dropout is removed, because a placement would shift its random stream. Convs and linear layers
+    are not initialised yet; batch norms have scale 1 and shift 0.
 
     Raises:
-        GridError: the images are too small for the model, or it cannot have one of the settings.
+        GridError: the images are too small for the model, or it does not support a setting.
     """
     mistakes = [
         find_setting_mistake(trial.architecture, setting, getattr(trial, setting))
@@ -113,16 +106,15 @@ def load_model(name: str, classes: int = 1000) -> nn.Module:
     """torchvision's model called `name`, on the meta device: no memory, no randomness, no files."""
     from torchvision import models  # noqa: PLC0415 - torchvision takes longer to import than torch
 
-    with _Weightless():
-        model = models.get_model(name, weights=None, num_classes=classes, **_OPTIONS.get(name, {}))
-    return model.to("meta")
+    with torch.device("meta"):
+        return models.get_model(name, weights=None, num_classes=classes)
 
 
 def rewrite(model: nn.Module, program: str) -> fx.GraphModule:
     """`model` with its batch norms where `program` puts them; the two share every layer they keep.
 
-    Each ReLU is out of place and a module of its own, in every program: in place it would destroy
-    what the probe reads, and a hook on one that runs twice would read two layers as one.
+    In every program each ReLU is out of place and a separate module: in place it would overwrite
+    what the probe reads, and a hook on a shared ReLU would read two layers as one.
     """
     network = trace(model)
     _separate_relus(network)
@@ -149,9 +141,9 @@ def trace(module: nn.Module) -> fx.GraphModule:
 
 
 def operation(node: fx.Node) -> str:
-    """What a node does, in the words of a program; "" where it only moves data.
+    """The operation of a node, in the words of a program; "" where it only moves data.
 
-    An operation that no program has is called by its name in torch: `hardswish`, `silu`.
+    An operation that no program has keeps its name in torch: `hardswish`, `silu`.
     """
     if node.op != "call_module":
         name = getattr(node.target, "__name__", str(node.target))
@@ -164,13 +156,13 @@ def operation(node: fx.Node) -> str:
 
 
 def block_of(node: fx.Node) -> str:
-    """Dotted name of the block that a node belongs to, as the model was written."""
+    """Dotted name of the block that a node belongs to in the original model."""
     return node.meta.get("block", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place where a program decides: a pair, or a join where there is an addition."""
+    """One place that a program rewrites: a join where there is an addition, otherwise a pair."""
 
     norm: fx.Node
     act: fx.Node
@@ -179,16 +171,16 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Every batch norm of a graph, by what the placements make of it."""
+    """Every batch norm of a graph, grouped by how the placements treat it."""
 
     pairs: tuple[Site, ...]
     joins: tuple[Site, ...]
     projections: tuple[fx.Node, ...]  # on the skip path of a join
-    loose: tuple[fx.Node, ...]  # no ReLU behind them: `after` would have to invent one
+    loose: tuple[fx.Node, ...]  # no ReLU follows them: `after` would have to add one
 
 
 def find_sites(graph: fx.Graph) -> Sites:
-    """Sort the batch norms of `graph`; those of `pairs` and `joins` have one reader each."""
+    """Group the batch norms of `graph`; those in `pairs` and `joins` have one reader each."""
     pairs: list[Site] = []
     joins: list[Site] = []
     projections: list[fx.Node] = []
@@ -216,7 +208,7 @@ def find_sites(graph: fx.Graph) -> Sites:
 def skip_path(add: fx.Node) -> frozenset[fx.Node]:
     """The nodes from the fork to the addition on the side with fewer convs.
 
-    Empty on an identity, and where both sides have equally many.
+    Empty where the skip is an identity, and where both sides have equally many.
     """
     if len(add.all_input_nodes) != 2:
         return frozenset()
@@ -225,22 +217,63 @@ def skip_path(add: fx.Node) -> frozenset[fx.Node]:
     return sides[min(sides)] if len(sides) == 2 else frozenset()
 
 
-class _Weightless(TorchFunctionMode):
-    """What a layer allocates for its parameters lies on the meta device.
+@dataclass(frozen=True, slots=True)
+class Adjacencies:
+    """How many batch norms a network has, and which operations they are next to.
 
-    Not `with torch.device("meta")`, under which a model that computes its widths with tensors
-    (regnet) cannot be built.
+    An addition reads a branch and a skip path; a batch norm on either counts.
     """
 
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401 - torch's own signature
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        placed = {"device": "meta"} if func is torch.empty else {}
-        return func(*args, **{**(kwargs or {}), **placed})
+    norms: int
+    ahead_of_act: int  # BN > ReLU
+    behind_act: int  # ReLU > BN
+    ahead_of_join: int  # BN > + > ReLU
+    behind_pool: int  # ReLU > pool > BN
+
+
+def read_blocks(graph: fx.Graph) -> Iterator[tuple[str, str]]:
+    """Yield the name and the operations of each block, those on a skip path in brackets."""
+    named = [node for node in graph.nodes if operation(node)]
+    skipped = {node for add in named if operation(add) == "+" for node in skip_path(add)}
+    for block, nodes in itertools.groupby(named, block_of):
+        words: list[str] = []
+        for on_skip, part in itertools.groupby(nodes, skipped.__contains__):
+            text = " ".join(map(operation, part))
+            words.append(f"({text})" if on_skip else text)
+        yield block, " ".join(words)
+
+
+def count_adjacencies(graph: fx.Graph) -> Adjacencies:
+    """Count the batch norms of `graph`, and those next to a ReLU, an addition or a pool."""
+    norms: set[fx.Node] = set()
+    ahead_of_act: set[fx.Node] = set()
+    behind_act: set[fx.Node] = set()
+    ahead_of_join: set[fx.Node] = set()
+    behind_pool: set[fx.Node] = set()
+    for node in graph.nodes:
+        for source in _sources(node):
+            match operation(source), operation(node):
+                case "norm", "act":
+                    ahead_of_act.add(source)
+                case "act", "norm":
+                    behind_act.add(node)
+                case "+", "act":
+                    ahead_of_join |= {
+                        term for term in _sources(source) if operation(term) == "norm"
+                    }
+                case "pool", "norm" if any(operation(past) == "act" for past in _sources(source)):
+                    behind_pool.add(node)
+        if operation(node) == "norm":
+            norms.add(node)
+    return Adjacencies(*map(len, (norms, ahead_of_act, behind_act, ahead_of_join, behind_pool)))
+
+
+def _sources(node: fx.Node) -> Iterator[fx.Node]:
+    """The operations whose output a node reads, past nodes that only move data or join one."""
+    for source in node.all_input_nodes:
+        while len(inputs := source.all_input_nodes) == 1 and operation(source) in {"", "cat"}:
+            source = inputs[0]  # noqa: PLW2901 - walks back
+        yield source
 
 
 class _Tracer(fx.Tracer):
@@ -249,9 +282,9 @@ class _Tracer(fx.Tracer):
 
 
 def _find_block(node: fx.Node) -> str:
-    """The outermost module around a node that is more than a sequence of others.
+    """The outermost module around a node that is not just a sequence of others.
 
-    Where there is none, it is the sequence itself: vgg's `features`, or "" for the whole model.
+    Where there is none, it is the sequence: vgg's `features`, or "" for the whole model.
     """
     stack = node.meta.get("nn_module_stack", {})
     around = [(path, kind) for path, kind in stack.values() if path != node.target]
@@ -273,7 +306,7 @@ def _only_reader(node: fx.Node | None) -> fx.Node | None:
 
 
 def _ancestors(node: fx.Node) -> frozenset[fx.Node]:
-    """The node, and all that its value depends on."""
+    """The node and all nodes that its value depends on."""
     found: set[fx.Node] = set()
     waiting = [node]
     while waiting:
@@ -297,7 +330,7 @@ def _separate_relus(network: fx.GraphModule) -> None:
 
 
 def _insert_relu(network: fx.GraphModule, source: Any, *, after: fx.Node) -> fx.Node:  # noqa: ANN401 - fx calls it Argument
-    """A ReLU of its own that reads `source`, named like the layers beside it."""
+    """Insert a new ReLU that reads `source`, named like the layers beside it."""
     beside = block_of(after)
     number = 0
     while hasattr(network.get_submodule(beside), f"act{number}"):
@@ -316,10 +349,10 @@ def _drop_dropout(network: fx.GraphModule) -> None:
 
 
 def _rewrite_site(network: fx.GraphModule, site: Site, operations: Sequence[str]) -> None:
-    """Put `operations` where the site's own were.
+    """Replace the operations of the site by `operations`.
 
-    What precedes the addition goes where the batch norm was, so that it runs right behind its conv
-    and the probe takes it for that conv's own, ahead of a projection on the skip path.
+    Those ahead of the addition go where the batch norm was, so that they run right after their
+    conv, before any projection on the skip path, and the probe attributes them to that conv.
     """
     graph = network.graph
     out, at = site.norm.args[0], site.norm
@@ -357,10 +390,10 @@ def _remove_norms(network: fx.GraphModule) -> None:
 
 
 def _detach_head(network: fx.GraphModule) -> nn.Linear:
-    """Take the last linear layer off the graph; what it read is the network's output."""
+    """Remove the last linear layer from the graph; its input becomes the graph's output."""
     *_, node, output = network.graph.nodes
     head = _module(node)
-    assert isinstance(head, nn.Linear), "every classifier of the zoo ends in a linear layer"
+    assert isinstance(head, nn.Linear), "every classifier of torchvision's ends in a linear layer"
     output.args = (node.args[0],)
     network.graph.erase_node(node)
     network.delete_all_unused_submodules()

@@ -23,11 +23,19 @@ import torch
 from torch import Tensor
 
 from harness.study.errors import DataError
-from harness.study.trials import Trial, derive_seed, find_dataset_mistake
+from harness.study.facts import (
+    CONTENTS,
+    count_held_out,
+    default_root,
+    facts_of,
+    find_dataset_mistake,
+    prepared_folder,
+)
+from harness.study.trials import Trial, derive_seed
 from harness.training import sources
 
 PADDING = 4
-"""Zeros around an image that 'crop-flip' crops from, as He et al. 2015 (arXiv:1512.03385, s.4.2)."""
+"""Width of the zero border that 'crop-flip' adds: He et al. 2015 (arXiv:1512.03385, s.4.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +78,15 @@ class Images:
 
 
 def load_images(name: str, root: Path | None = None, *, fetch: bool = False) -> Images:
-    """Map the data set called `name` into memory; made ready on this node by whoever asks first.
+    """Map the data set called `name` into memory; the first process on a node prepares it.
 
-    Files are looked for below `root`, else below the folder that the environment variable
-    BN_ORDER_DATA names, else below ~/.cache/bn-order, in torchvision's layout. With `fetch` absent
-    ones are downloaded; without it the network is never touched. Of the published training
-    images a tenth, 5,000 at most, are held out as the validation part.
+    Looks for files in torchvision's layout below `root`, else below the folder that the environment
+    variable BN_ORDER_DATA names, else below ~/.cache/bn-order. `fetch` downloads missing files;
+    without it the network is never used. A tenth of the published training images, at most 5,000,
+    are held out as the validation part.
 
     Any number of processes may call this at once: the first one reads the files and writes the
-    parts as they will be used, the others wait for it, and all share the same pages of memory.
+    prepared parts, the others wait for it, and all share the same pages of memory.
 
     Raises:
         DataError: no data set has this name, or its files are absent or damaged.
@@ -89,11 +97,11 @@ def load_images(name: str, root: Path | None = None, *, fetch: bool = False) -> 
     if name == "digits":
         return _digits()
     root = root or default_root()
-    folder = root / ".shared" / f"{name.replace(':', '-')}-v{_SHARED_VERSION}"
+    folder = prepared_folder(name, root)
     images = _map_shared(name, folder)
     if images is None:
         with _exclusive(folder):
-            images = _map_shared(name, folder)  # by another process, meanwhile?
+            images = _map_shared(name, folder)  # another process may have written it
             if images is None:
                 if fetch:
                     sources.fetch(name, root)
@@ -104,29 +112,27 @@ def load_images(name: str, root: Path | None = None, *, fetch: bool = False) -> 
     return images
 
 
-def default_root() -> Path:
-    """The folder of all data sets, where the caller does not say."""
-    return Path(os.environ.get("BN_ORDER_DATA") or "~/.cache/bn-order").expanduser()
-
-
 def _digits() -> Images:
     """1,797 handwritten digits of 8x8 pixels that scikit-learn carries.
 
-    Train, validation and test parts hold 1,077, 180 and 540 images, stratified by class.
+    Train, validation and test parts are stratified by class.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - only who trains on digits needs it
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - only training on digits needs it
 
     pixels, labels = load_digits(return_X_y=True)
     x_N64 = torch.from_numpy(pixels) * 15  # 0..16 to 0..240
     x_NHWC = x_N64.to(torch.uint8).unflatten(1, (8, 8, 1))
     y_N = torch.from_numpy(labels).to(torch.int64)
-    test_N = _stratified_pick(y_N, 540, name="digits/test")
-    validation_N = _stratified_pick(y_N, 180, name="digits/validation", among=~test_N)
+    facts = facts_of("digits")
+    test_N = _stratified_pick(y_N, facts.test_images, name="digits/test")
+    validation_N = _stratified_pick(
+        y_N, facts.validation_images, name="digits/validation", among=~test_N
+    )
     return _assemble("digits", x_NHWC, y_N, validation_N=validation_N, test_N=test_N)
 
 
 def _divide(name: str, source: sources.Labelled) -> Images:
-    held_out = min(5_000, int((~source.test_N).sum()) // 10)
+    held_out = count_held_out(int((~source.test_N).sum()))
     validation_N = _stratified_pick(
         source.y_N, held_out, name=f"{name}/validation", among=~source.test_N
     )
@@ -153,7 +159,7 @@ def _assemble(
 
 
 def _measure_channels(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, from counts of the 256 values: exact and small."""
+    """Mean and standard deviation of each channel, exact, from counts of the 256 values."""
     count_CV = torch.stack(
         [x_NHW.flatten().bincount(minlength=256) for x_NHW in x_NHWC.unbind(-1)]
     ).double()
@@ -165,7 +171,7 @@ def _measure_channels(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stratified_pick(y_N: Tensor, count: int, *, name: str, among: Tensor | None = None) -> Tensor:
-    """Mark `count` images, each class by its share; which ones depends on `name` alone.
+    """Mark `count` images, stratified by class; which ones depends on `name` alone.
 
     Shapes:
         y_N: (N,) labels; among: (N,) bool, where picking is allowed. Returns (N,) bool.
@@ -174,7 +180,7 @@ def _stratified_pick(y_N: Tensor, count: int, *, name: str, among: Tensor | None
     generator = torch.Generator().manual_seed(derive_seed(0, "split", name))
     shuffled = torch.randperm(len(y_N), generator=generator)
     shuffled = shuffled[allowed[shuffled]]
-    # Ordered by the quantile of each image within its class, the first `count` are stratified.
+    # Sorted by each image's quantile within its class, the first `count` are stratified.
     rank = torch.empty(len(shuffled), dtype=torch.float64)
     for label in y_N.unique():
         of_class = y_N[shuffled] == label
@@ -185,22 +191,16 @@ def _stratified_pick(y_N: Tensor, count: int, *, name: str, among: Tensor | None
     return picked
 
 
-_SHARED_VERSION = 1
-"""Raised when the parts of a data set, or the files that keep them, come to be others."""
-
-_CONTENTS = "contents.json"
-
-
 def _map_shared(name: str, folder: Path) -> Images | None:
     """The images kept in `folder`; None where they are absent or damaged.
 
-    The pages belong to all processes that map them. Who writes to a tensor gets a page of its
-    own: neither the file nor another process changes.
+    All processes that map the file share its pages. A process that writes to a tensor gets its
+    own copy of the page: neither the file nor another process changes.
     """
-    import numpy as np  # noqa: PLC0415 - torch itself maps no file that knows its shape
+    import numpy as np  # noqa: PLC0415 - torch cannot map a file that stores its shape
 
     try:
-        contents = json.loads((folder / _CONTENTS).read_text(encoding="utf-8"))
+        contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
         tensors: dict[str, Tensor] = {}
         for file, crc in contents["crc32"].items():
             if _checksum(folder / file) != crc:
@@ -221,16 +221,18 @@ def _map_shared(name: str, folder: Path) -> Images | None:
 
 
 def _write_shared(images: Images, folder: Path) -> None:
-    """Keep `images` in `folder`, which appears whole or not at all; under the lock only."""
+    """Write `images` to `folder`, which appears whole or not at all; the caller holds the lock."""
     import numpy as np  # noqa: PLC0415 - as above
 
     tensors = {"mean.npy": images.mean_C, "std.npy": images.std_C}
+    counts: dict[str, int] = {}
     for part in ("train", "validation", "test"):
+        counts[part] = len(getattr(images, part))
         tensors[f"{part}_x.npy"] = getattr(images, part).x_NHWC
         tensors[f"{part}_y.npy"] = getattr(images, part).y_N
     unfinished = folder.with_name(f".{folder.name}")
     with _explained(folder):
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
         unfinished.mkdir()
         checksums: dict[str, int] = {}
         for file, tensor in tensors.items():
@@ -238,10 +240,11 @@ def _write_shared(images: Images, folder: Path) -> None:
                 np.save(stream, tensor.numpy())
                 _flush(stream)
             checksums[file] = _checksum(unfinished / file)
-        with (unfinished / _CONTENTS).open("w", encoding="utf-8") as stream:
-            json.dump({"classes": images.classes, "crc32": checksums}, stream)
+        with (unfinished / CONTENTS).open("w", encoding="utf-8") as stream:
+            contents = {"classes": images.classes, "images": counts, "crc32": checksums}
+            json.dump(contents, stream)
             _flush(stream)
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been used
+        shutil.rmtree(folder, ignore_errors=True)  # damaged: an intact one would have been used
         unfinished.rename(folder)
 
 
@@ -257,7 +260,7 @@ def _flush(stream: IO[Any]) -> None:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` among the processes of this node; a killed one lets go of it."""
+    """Hold the lock of `folder` among the processes of this node; a killed process releases it."""
     with ExitStack() as stack:
         with _explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -278,10 +281,10 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 class Batches:
-    """Training batches of R replicas: each has its own order and augmentation, from its own streams.
+    """Training batches of R replicas, each with order and augmentation from its own random streams.
 
-    Everything random is drawn once an epoch on the CPU, so that it is the same on every device,
-    and moved in one piece; a batch is then one gather on the device.
+    All random numbers of an epoch are drawn at once on the CPU, so that they are the same on every
+    device, and copied in one piece; a batch is then one gather on the device.
     """
 
     def __init__(self, images: Images, replicas: Sequence[Trial], device: torch.device) -> None:
@@ -296,7 +299,7 @@ class Batches:
         self._augmented = trial.augmentation == "crop-flip"
         self._normalize = Normalize(images, trial, device)
         _, self._height, self._width = images.shape
-        self._x_NHWC = images.train.x_NHWC.to(device)  # on the CPU the shared pages themselves
+        self._x_NHWC = images.train.x_NHWC.to(device)  # on the CPU this keeps the shared pages
         self._y_N = images.train.y_N.to(device)
         self._rows_H = torch.arange(self._height, device=device)
         self._columns_W = torch.arange(self._width, device=device)
@@ -335,17 +338,17 @@ class Batches:
             yield self._crop(index_BR, rows_BRH, columns_BRW)
 
     def _arrange(self, drawn: list[Tensor]) -> Tensor:
-        """One (S*B,) draw per replica to (S, B, R) on the device."""
+        """Combine one (S*B,) draw per replica into (S, B, R) on the device."""
         device = self._y_N.device
         arranged_SBR = torch.stack(drawn, dim=-1).unflatten(0, (self.steps, self.size))
         if device.type == "cuda":
-            arranged_SBR = arranged_SBR.pin_memory()  # from other memory the copy waits for the GPU
+            arranged_SBR = arranged_SBR.pin_memory()  # copying unpinned memory would block
         return arranged_SBR.to(device, non_blocking=True)
 
     def _crop(
         self, index_BR: Tensor, rows_BRH: Tensor, columns_BRW: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gather where rows and columns may lie in the padding, which is zero and stored nowhere."""
+        """Gather crops that may reach into the padding, which is zero and never stored."""
         nearest_BRH = rows_BRH.clamp(0, self._height - 1)
         nearest_BRW = columns_BRW.clamp(0, self._width - 1)
         inside_BRHW = (rows_BRH == nearest_BRH)[..., :, None]
@@ -357,7 +360,7 @@ class Batches:
 
 
 class Normalize:
-    """uint8 images of R replicas to what a network reads: x_BRHWC -> x_BDHW, float32."""
+    """Turns uint8 images of R replicas into a network's input: x_BRHWC -> x_BDHW, float32."""
 
     def __init__(self, images: Images, trial: Trial, device: torch.device) -> None:
         self._mean_C = images.mean_C.to(device)

@@ -1,33 +1,33 @@
-"""Whole networks from blocks, R replicas side by side (legend in `blocks`).
+"""Build whole networks from blocks, R replicas side by side (legend in `blocks`).
 
-The block is what the study varies. What surrounds it follows one rule each:
+The study varies the block. Each part around it follows one rule:
 
 * vgg, plain, mlp   every layer ahead of the head is a block; there is no other stem.
 * resnet            the stem is the block's first conv with the operations up to the next one.
 * preresnet,        the stem is a bare conv; ahead of the head stand the operations that the
   densenet          program puts ahead of its first conv, and densenet's transitions begin with
                     them too.
-* head              global average (not in mlp), then a linear layer with bias.
+* head              global average (of linear blocks none), then a linear layer with bias.
 
-A torchvision model is its own stem, blocks and pools, rewritten by `graphs`; its last linear layer
-is the head.
+A torchvision model keeps its own stem, blocks and pools, rewritten by `graphs`; its last linear
+layer is the head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from harness.study.architectures import PREFIX as TORCHVISION
 from harness.study.trials import Trial, derive_seed
-from harness.study.zoo import PREFIX as TORCHVISION
 from harness.training.blocks import BN_EPS, BN_MOMENTUM, Block, Layer, Linear, split_program
 from harness.training.graphs import build_graph
 
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""Convs ahead of each pool: configurations A, B, D, E of Simonyan & Zisserman, arXiv:1409.1556."""
+"""Convs before each pool: configurations A, B, D, E of Simonyan & Zisserman, arXiv:1409.1556."""
 
 VGG_WIDTHS = (64, 128, 256, 512, 512)
 RESNET_WIDTHS = (16, 32, 64)
@@ -61,42 +61,35 @@ class Network(nn.Module):
 def build_network(
     trial: Trial, shape: tuple[int, int, int], classes: int, *, replicas: int = 1
 ) -> Network:
-    """The network of `trial` for images of `shape` (C, H, W), its weights not yet drawn.
+    """The network of `trial` for images of `shape` (C, H, W), its weights not initialised yet.
 
     Raises:
-        GridError: a torchvision model does not take images this small, or one of the settings.
+        GridError: a torchvision model does not support images this small, or one of the settings.
     """
     if trial.architecture.startswith(TORCHVISION):
         assert replicas == 1, "torchvision's layers have no groups to spare for replicas"
         features, head = build_graph(trial, shape, classes)
         return Network(features, head, replicas=1)
-    build = {
-        "mlp": _mlp,
-        "vgg": _vgg,
-        "plain": _residual,  # its block has no "+": the same net with the addition deleted
-        "resnet": _residual,
-        "preresnet": _preresnet,
-        "densenet": _densenet,
-    }[trial.architecture]
-    builder = _Builder(trial, replicas)
-    parts = list(build(trial, builder, shape))
+    builder = Builder(trial, replicas)
+    parts = list(BUILDERS[trial.architecture](trial, builder, shape))
     width = builder.width
+    is_flat = "linear" in trial.program.split()
     if trial.final_norm:
-        norm = nn.BatchNorm1d if trial.architecture == "mlp" else nn.BatchNorm2d
+        norm = nn.BatchNorm1d if is_flat else nn.BatchNorm2d
         parts.append(norm(replicas * width, BN_EPS, BN_MOMENTUM, affine=trial.norm_affine))
-    if trial.architecture != "mlp":
+    if not is_flat:
         parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     head = Linear(width, classes, replicas=replicas, bias=True)
     return Network(nn.Sequential(*parts), head, replicas=replicas)
 
 
-class _Builder:
+class Builder:
     """Makes the blocks of one network and keeps the running width, in channels of one replica."""
 
     def __init__(self, trial: Trial, replicas: int) -> None:
         self.trial = trial
         self.replicas = replicas
-        self.width = 0  # set by the architecture: what its input has
+        self.width = 0  # the architecture sets it to the channels of its input
 
     def block(self, program: str, *layers: Layer) -> Block:
         block = Block(
@@ -123,14 +116,14 @@ class _Builder:
         return max(1, round(channels * self.trial.width_factor))
 
 
-def _mlp(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+def _mlp(trial: Trial, builder: Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
     builder.width = math.prod(shape)
     yield nn.Flatten()
     for _ in range(trial.depth):
         yield builder.block(trial.program, Layer(builder.scaled(MLP_WIDTH)))
 
 
-def _vgg(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+def _vgg(trial: Trial, builder: Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
     builder.width, *size = shape
     side = min(size)
     for convs, width in zip(VGG_STAGES[trial.depth], VGG_WIDTHS, strict=True):
@@ -141,7 +134,7 @@ def _vgg(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterat
             yield nn.MaxPool2d(2)
 
 
-def _residual(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+def _residual(trial: Trial, builder: Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
     builder.width = shape[0]
     _, stem = split_program(trial.program)
     yield builder.block(stem, Layer(builder.scaled(RESNET_WIDTHS[0])))
@@ -153,7 +146,7 @@ def _residual(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> I
             yield builder.block(trial.program, second)
 
 
-def _preresnet(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+def _preresnet(trial: Trial, builder: Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
     builder.width = shape[0]
     ahead, _ = split_program(trial.program)
     yield builder.bare_conv(Layer(builder.scaled(RESNET_WIDTHS[0])))
@@ -162,7 +155,7 @@ def _preresnet(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> 
     yield builder.block(ahead)
 
 
-def _residual_layers(trial: Trial, builder: _Builder) -> Iterator[tuple[Layer, Layer]]:
+def _residual_layers(trial: Trial, builder: Builder) -> Iterator[tuple[Layer, Layer]]:
     """Both layers of each block of the 6n+2 networks: He et al. 2015, arXiv:1512.03385, s.4.2."""
     blocks = (trial.depth - 2) // 6
     for stage, width in enumerate(map(builder.scaled, RESNET_WIDTHS)):
@@ -170,7 +163,7 @@ def _residual_layers(trial: Trial, builder: _Builder) -> Iterator[tuple[Layer, L
             yield Layer(width, stride=2 if stage > 0 and block == 0 else 1), Layer(width)
 
 
-def _densenet(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+def _densenet(trial: Trial, builder: Builder, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
     """Huang et al. 2017, arXiv:1608.06993, s.3 and 4.2, for small images."""
     builder.width = shape[0]
     growth = builder.scaled(trial.growth)
@@ -192,12 +185,23 @@ def _densenet(trial: Trial, builder: _Builder, shape: tuple[int, int, int]) -> I
     yield builder.block(ahead)
 
 
+BUILDERS: dict[str, Callable[[Trial, Builder, tuple[int, int, int]], Iterator[nn.Module]]] = {
+    "mlp": _mlp,
+    "vgg": _vgg,
+    "plain": _residual,  # its block has no "+": the same net with the addition deleted
+    "resnet": _residual,
+    "preresnet": _preresnet,
+    "densenet": _densenet,
+}
+"""How each of our own architectures is built from its blocks, without their common ending."""
+
+
 def initialize(network: Network, replicas: Sequence[Trial]) -> None:
-    """Draw every weight from a stream of its own, named by its layer, one replica at a time.
+    """Draw every weight from its own random stream, named by its layer, one replica at a time.
 
     Kaiming normal, fan-out, ReLU gain, so that layers of equal shape start equal in every placement;
-    the head, whose output meets a softmax and no ReLU, has gain 1 and fan-in, so that the first
-    loss is near log(classes) at any width. Biases 0, scales 1, shifts 0, as torch leaves them.
+    the head, followed by a softmax and no ReLU, has gain 1 and fan-in, so that the first loss is
+    near log(classes) at any width. Biases 0, scales 1, shifts 0, as torch sets them.
 
     Source:
         He et al. 2015, arXiv:1502.01852, eq. 14.

@@ -16,10 +16,10 @@ from harness.training.networks import Network
 def make_optimizer(
     network: nn.Module, trial: Trial, *, capturable: bool = False
 ) -> torch.optim.SGD:
-    """SGD whose weight decay leaves batch norm and biases alone: they are the one-dimensional ones.
+    """SGD without weight decay on batch norm and biases, which are the one-dimensional parameters.
 
-    Where it is `capturable`, rate and momentum are tensors on the device from the start: a recorded
-    step would replay a number of Python's for ever.
+    If `capturable`, learning rate and momentum are tensors on the device from the start: a recorded
+    step would otherwise replay the Python number it was recorded with.
 
     Source:
         Nesterov momentum as Sutskever et al. 2013; no decay of normalisation and biases as
@@ -34,16 +34,16 @@ def make_optimizer(
         momentum=trial.momentum,
         nesterov=trial.momentum > 0,
         foreach=not capturable,
-        fused=capturable,  # of torch's SGDs the one that reads its rate on the device
+        fused=capturable,  # only torch's fused SGD reads its rate on the device
     )
     if capturable and trial.momentum > 0:
-        for parameter in parameters:  # from zero the first step is what it is from nothing
+        for parameter in parameters:  # zeros give the same first step as no buffer
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Let the next step use the learning rate `lr`; nothing waits for the device."""
+    """Set the learning rate of the next step to `lr`, without waiting for the device."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)  # in place: a recorded step reads it there
@@ -70,15 +70,15 @@ def make_schedule(trial: Trial, steps_per_epoch: int) -> list[float]:
 
 @contextmanager
 def grafted_updates(network: Network, donor: Network) -> Iterator[None]:
-    """Give the optimizer step of `network` taken inside the sizes of the donor's, taken inside too.
+    """Rescale the step of `network` to the size of the donor's; take both inside the block.
 
-    Layer by layer and replica by replica the step keeps its direction, and its relative size
-    ||dW|| / ||W|| becomes the donor's. That ratio is all that the magnitude of a gradient can do to
-    a weight whose scale batch norm makes irrelevant; so two arms with one donor differ by the
-    directions of their gradients, and one arm with two donors by the gradients' sizes.
+    In each layer and replica the step keeps its direction, and its relative size ||dW|| / ||W||
+    becomes the donor's. Where batch norm makes a weight's scale irrelevant, the magnitude of a
+    gradient acts through that ratio alone; so two arms with one donor differ by the directions of
+    their gradients, and one arm with two donors by the gradients' sizes.
 
-    Limits: biases and batch norm's scale and shift keep their own steps; the donor's sizes are those
-    along its own path, not along this one.
+    Limits: biases and batch norm's scale and shift keep their own steps; the donor's sizes come
+    from its own training path, not from this one.
 
     Source:
         Layer-wise grafting, Agarwal et al. 2020, arXiv:2002.11803, alg. 1; why the ratio is the
@@ -98,7 +98,7 @@ def grafted_updates(network: Network, donor: Network) -> Iterator[None]:
             wanted_R1 = _size(other - other_before, donor.replicas) / _size(
                 other_before, donor.replicas
             )
-            # Zeros of its own, because a number would be copied to the device, and waited for.
+            # A tensor of zeros, because copying a Python number to the device would block.
             zero_R1 = torch.zeros_like(size_R1)
             scale_R1 = torch.where(size_R1 > 0, wanted_R1 / size_R1, zero_R1)
             scaled = step.unflatten(0, (network.replicas, -1)).flatten(1) * scale_R1

@@ -1,6 +1,6 @@
-"""Where a row comes from: the code, the versions, the machine.
+"""Record where a row comes from: the code, the versions, the machine.
 
-Torch is imported where it is asked about: the driver, which only wants the digest, has none.
+Only functions that need torch import it: the driver, which only needs the digest, has no torch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGE = Path(__file__).parents[1]
-"""The folder of `harness`, whose copy workers run."""
+"""The folder of `harness`, of which workers run a copy."""
 
 COMMIT_VARIABLE = "BN_ORDER_COMMIT"
-"""Environment variable by which a driver tells its workers: the commit, and 'dirty' after it."""
+"""Environment variable in which a driver passes its workers the commit, then 'dirty' if so."""
 
 
 def describe(
@@ -62,7 +62,7 @@ def describe(
 
 
 def describe_determinism() -> str:
-    """The flags that decide whether a GPU repeats its bits."""
+    """The flags that decide whether a GPU gives the same bits again."""
     import torch  # noqa: PLC0415
 
     flags = {
@@ -75,7 +75,7 @@ def describe_determinism() -> str:
 
 @cache
 def _version_of(package: str) -> str:
-    """Without importing it: a worker that needs no torchvision should not pay for it."""
+    """The version, read without importing: a worker without torchvision should not pay for it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -84,7 +84,7 @@ def _version_of(package: str) -> str:
 
 @cache
 def digest_code() -> str:
-    """16 hex digits over the source that decides what a trial's rows say."""
+    """A digest, in 16 hex digits, of the source that decides the values in a trial's rows."""
     digest = hashlib.blake2b(digest_size=8)
     for path in list_training_files():
         digest.update(path.read_bytes())
@@ -92,7 +92,7 @@ def digest_code() -> str:
 
 
 def list_training_files() -> list[Path]:
-    """Every file of `harness.training`, and every other file of `harness` that they import."""
+    """Every file of `harness.training`, and every other file of `harness` that these import."""
     found: set[Path] = set()
     waiting = list(Path(__file__).parent.glob("*.py"))
     while waiting:
@@ -104,7 +104,7 @@ def list_training_files() -> list[Path]:
 
 
 def _list_imports(path: Path) -> Iterator[Path]:
-    """The files of `harness` that one of its files imports."""
+    """The files of `harness` that the file at `path` imports."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
             module = PACKAGE.parent.joinpath(*node.module.split("."))
@@ -114,9 +114,9 @@ def _list_imports(path: Path) -> Iterator[Path]:
 
 @cache
 def read_commit() -> tuple[str, bool]:
-    """The commit of the checkout this file lies in, and whether it has changes; ("", False) without.
+    """The commit of this file's checkout, and whether it has changes; ("", False) without one.
 
-    A worker reads a copy of the driver's files, in no checkout: the driver says what they are.
+    A worker reads a copy of the driver's files, outside any checkout: the driver tells it both.
     """
     if told := os.environ.get(COMMIT_VARIABLE):
         commit, _, state = told.partition(" ")
@@ -140,7 +140,7 @@ def read_commit() -> tuple[str, bool]:
 
 @cache
 def _processor() -> str:
-    """What /proc calls the processor; `platform.processor()` is empty on Linux."""
+    """The processor's name from /proc; `platform.processor()` is empty on Linux."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -152,7 +152,7 @@ def _processor() -> str:
 
 @cache
 def _driver() -> str:
-    """Version of the NVIDIA driver, from its own line in /proc: no process, no extra library."""
+    """Version of the NVIDIA driver, read from /proc: needs no process and no extra library."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
     except OSError:

@@ -1,8 +1,7 @@
-"""Where images come from: published files, a folder of pictures, a formula.
+"""Read images from their source: published files, a folder of pictures, or a formula.
 
-torchvision fetches and reads the published files, in the layout it has always used; its MD5 sums
-are checked here file by file, so that a message can name the file. Nothing is fetched unless
-`fetch` is called.
+A published file is recognised by its content: it may be unpacked or packed, in torchvision's layout
+or where a Debian package puts it. Only `fetch` downloads anything.
 
 Shapes (letters of this module):
     N images, H and W height and width, C channels; K classes
@@ -10,27 +9,27 @@ Shapes (letters of this module):
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
+import pickle
 import shutil
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tarfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from http.client import HTTPException
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from harness.study.errors import DataError
-from harness.study.trials import IMAGE_FOLDER, SYNTHETIC, derive_seed
-
-if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
+from harness.study.facts import IMAGE_FOLDER, LIKE_CIFAR10, SYNTHETIC, count_synthetic_test
+from harness.study.trials import derive_seed
+from harness.training.pictures import read_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Labelled:
 
     @classmethod
     def join(cls, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Labelled:
-        """One from the (x_NHWC, y_N) of both halves."""
+        """Join the (x_NHWC, y_N) of the training and test parts."""
         x_NHWC, y_N = (torch.cat(both) for both in zip(train, test, strict=True))
         return cls(x_NHWC, y_N, torch.arange(len(y_N)) >= len(train[1]))
 
@@ -63,275 +62,230 @@ def read(name: str, root: Path) -> Labelled:
     if shape := SYNTHETIC.fullmatch(name):
         return draw_gratings(*map(int, shape.groups()), seed=derive_seed(0, name))
     if folder := IMAGE_FOLDER.fullmatch(name):
-        return _read_folder(root / folder[1], pixels=int(folder[2]), digest=folder[3])
+        train, test = read_folder(root / folder[1], pixels=int(folder[2]), digest=folder[3])
+        return Labelled.join(train, test)
     publication = _find_publication(name)
-    for damage in publication.find_damage(root):
+    contents, wrong = _collect(publication, root)
+    if wrong:
         raise DataError(
-            f"{name}: {damage}. `python -m harness.datasets {name}` fetches it; "
-            f"without a network, first put {_list_archives(publication)} below {root}"
+            f"{name}: {next(iter(wrong.values()))}. `python -m harness.datasets {name}` fetches "
+            f"it; without a network, {_list_archives(wrong, root)}"
         )
-    return publication.read(root)
+    return publication.read(root, contents)
 
 
 def fetch(name: str, root: Path) -> None:
-    """Have the files of the data set called `name` below `root`, whole, if it is a published one.
+    """Download the missing files of the data set called `name`, if it is a published one.
 
-    An archive that is there already is used instead of the network. Files arrive in a folder of
-    their own and are moved once all are in order. One process at a time may do this.
+    Downloads only the archives of files of which there is no intact copy. They arrive in a separate
+    folder and are moved once all are intact. Only one process at a time may call this.
 
     Raises:
-        DataError: they cannot be fetched.
+        DataError: the files cannot be fetched.
     """
     if name not in _PUBLICATIONS:
         return
     publication = _find_publication(name)
-    if not any(publication.find_damage(root)):
+    _, wrong = _collect(publication, root)
+    if not wrong:
         return
+    from torchvision.datasets.utils import download_url  # noqa: PLC0415 - as below
+
     arrivals = root / f".{name}-arriving"
-    shutil.rmtree(arrivals, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(arrivals, ignore_errors=True)  # left by a process that was killed
     try:
-        for path, _, md5 in publication.archives():
-            if _find_difference(root / path, md5) is None:
-                (arrivals / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root / path, arrivals / path)
-        publication.fetch(arrivals)
-        for damage in publication.find_damage(arrivals):
-            raise DataError(f"{name}: {damage}, although just fetched")
+        for archive, url in {file.archive: file.url for file in wrong}.items():
+            target = arrivals / archive
+            download_url(url, target.parent, target.name)
+        _, still_wrong = _collect(replace(publication, files=tuple(wrong)), arrivals)
+        for complaint in still_wrong.values():
+            raise DataError(f"{name}: {complaint}, although just fetched")
         for file in sorted(path for path in arrivals.rglob("*") if path.is_file()):
             target = root / file.relative_to(arrivals)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
     except (OSError, HTTPException, RuntimeError) as error:  # torchvision raises all three
         raise DataError(
-            f"{name} cannot be fetched: {error}. "
-            f"Put {_list_archives(publication)} below {root} and try again"
+            f"{name}: {next(iter(wrong.values()))}, and cannot be fetched: {error}. "
+            f"Without a network, {_list_archives(wrong, root)}, and try again"
         ) from error
     finally:
         shutil.rmtree(arrivals, ignore_errors=True)
 
 
-class _Publication(Protocol):
-    """A data set that torchvision knows, in one of the formats that such things come in."""
+@dataclass(frozen=True)
+class _File:
+    """One published file, recognised by its content however it is packed."""
 
-    def archives(self) -> Sequence[tuple[str, str, str]]:
-        """What is fetched: (path below the root, URL, MD5)."""
-        ...
-
-    def find_damage(self, root: Path) -> Iterator[str]:
-        """Say of every file that is absent or damaged what is wrong with it."""
-        ...
-
-    def fetch(self, root: Path) -> None: ...
-    def read(self, root: Path) -> Labelled: ...
+    path: str
+    """Below the root, unpacked."""
+    digest: str
+    """Digest of the content: MD5 where torchvision publishes it, else SHA-256."""
+    archive: str
+    """The archive to download, below the root; `path` if the file is published alone."""
+    url: str
 
 
 @dataclass(frozen=True)
-class _Cifar:
-    """Pickled batches of (N, 3*32*32) bytes, packed into one archive.
+class _Publication:
+    """A data set that torchvision knows: its files, and how their contents become images."""
 
-    A pickle can run code: torchvision and `find_damage` compare its MD5 first.
-    """
+    name: str
+    files: Sequence[_File]
+    read: Callable[[Path, Sequence[bytes]], Labelled]
 
-    publisher: Any
 
-    def archives(self) -> Sequence[tuple[str, str, str]]:
-        return [(self.publisher.filename, self.publisher.url, self.publisher.tgz_md5)]
+def _cifar(name: str, publisher: type[Any]) -> _Publication:
+    """Pickled batches of (N, 3*32*32) bytes, packed into one archive; the last is the test part."""
+    files = [
+        _File(f"{publisher.base_folder}/{file}", md5, publisher.filename, publisher.url)
+        for file, md5 in [*publisher.train_list, *publisher.test_list]
+    ]
 
-    def find_damage(self, root: Path) -> Iterator[str]:
-        folder = root / self.publisher.base_folder
-        batches = [*self.publisher.train_list, *self.publisher.test_list]
-        for file, md5 in [*batches, (self.publisher.meta["filename"], self.publisher.meta["md5"])]:
-            yield from _name_difference(folder / file, md5)
+    def read_batch(content: bytes) -> tuple[Tensor, Tensor]:
+        # A pickle can run code, but `_collect` has checked its MD5.
+        batch = pickle.loads(content, encoding="latin1")  # noqa: S301
+        labels = batch["labels"] if "labels" in batch else batch["fine_labels"]
+        x_NCHW = torch.from_numpy(batch["data"]).unflatten(1, (3, 32, 32))
+        return x_NCHW.permute(0, 2, 3, 1), torch.tensor(labels)
 
-    def fetch(self, root: Path) -> None:
-        self.publisher(root, download=True)
+    def read_all(_: Path, contents: Sequence[bytes]) -> Labelled:
+        *train, test = map(read_batch, contents)
+        x_NHWC, y_N = (torch.cat(batches) for batches in zip(*train, strict=True))
+        return Labelled.join((x_NHWC, y_N), test)
 
-    def read(self, root: Path) -> Labelled:
-        train, test = (self.publisher(root, train=train) for train in (True, False))
-        return Labelled.join(
-            (torch.from_numpy(train.data), torch.tensor(train.targets)),
-            (torch.from_numpy(test.data), torch.tensor(test.targets)),
+    return _Publication(name, files, read_all)
+
+
+_IDX_SHA256: Mapping[str, Sequence[str]] = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion-mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+"""Digests of the unpacked files, in torchvision's order, which has the MD5 of one archive only."""
+
+
+def _mnist(name: str, publisher: type[Any]) -> _Publication:
+    """IDX files of (N, 28, 28) bytes and of N labels, train and test; each is packed alone."""
+    files = [
+        _File(archive.removesuffix(".gz"), digest, archive, publisher.mirrors[0] + file)
+        for (file, _), digest in zip(publisher.resources, _IDX_SHA256[name], strict=True)
+        for archive in [f"{publisher.__name__}/raw/{file}"]
+    ]
+
+    def read_all(_: Path, contents: Sequence[bytes]) -> Labelled:
+        train_x, train_y, test_x, test_y = (
+            torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents
         )
-
-
-@dataclass(frozen=True)
-class _Mnist:
-    """IDX files of (N, 28, 28) bytes and of N labels, each beside the .gz it came in."""
-
-    publisher: Any
-
-    def archives(self) -> Sequence[tuple[str, str, str]]:
-        mirror = self.publisher.mirrors[0]
-        return [
-            (f"{self._folder}/{file}", f"{mirror}{file}", md5)
-            for file, md5 in self.publisher.resources
-        ]
-
-    def find_damage(self, root: Path) -> Iterator[str]:
-        for path, _, md5 in self.archives():
-            archive = root / path
-            differs = list(_name_difference(archive, md5))
-            yield from differs or _find_unpacked_damage(archive)
-
-    def fetch(self, root: Path) -> None:
-        self.publisher(root, download=True)
-
-    def read(self, root: Path) -> Labelled:
-        old = root / self.publisher.__name__ / "processed"
-        if old.exists():  # torchvision would read this instead
-            raise DataError(f"{old} is of an old torchvision and cannot be checked; remove it")
-        train, test = (self.publisher(root, train=train) for train in (True, False))
-        return Labelled.join(
-            (train.data[..., None], train.targets), (test.data[..., None], test.targets)
+        train, test = (  # behind a header of 16 and of 8 bytes
+            (x[16:].view(-1, 28, 28, 1), y[8:].long())
+            for x, y in ((train_x, train_y), (test_x, test_y))
         )
+        return Labelled.join(train, test)
 
-    @property
-    def _folder(self) -> str:
-        return f"{self.publisher.__name__}/raw"
+    return _Publication(name, files, read_all)
 
 
-@dataclass(frozen=True)
-class _Svhn:
+def _svhn(name: str, publisher: type[Any]) -> _Publication:
     """MATLAB files of (32, 32, 3, N) bytes and N labels from 1 to 10, where 10 is a zero."""
+    halves = (publisher.split_list[half] for half in ("train", "test"))
 
-    publisher: Any
+    def read_half(root: Path, half: str) -> tuple[Tensor, Tensor]:
+        published = publisher(root, split=half)
+        x_NCHW = torch.from_numpy(published.data)
+        return x_NCHW.permute(0, 2, 3, 1), torch.from_numpy(published.labels)
 
-    def archives(self) -> Sequence[tuple[str, str, str]]:
-        halves = (self.publisher.split_list[half] for half in ("train", "test"))
-        return [(file, url, md5) for url, file, md5 in halves]
-
-    def find_damage(self, root: Path) -> Iterator[str]:
-        for file, _, md5 in self.archives():
-            yield from _name_difference(root / file, md5)
-
-    def fetch(self, root: Path) -> None:
-        for half in ("train", "test"):
-            self.publisher(root, split=half, download=True)
-
-    def read(self, root: Path) -> Labelled:
-        def read_half(half: str) -> tuple[Tensor, Tensor]:
-            published = self.publisher(root, split=half)
-            x_NCHW = torch.from_numpy(published.data)
-            return x_NCHW.permute(0, 2, 3, 1), torch.from_numpy(published.labels)
-
-        return Labelled.join(read_half("train"), read_half("test"))
+    return _Publication(
+        name,
+        [_File(file, md5, file, url) for url, file, md5 in halves],
+        lambda root, _: Labelled.join(read_half(root, "train"), read_half(root, "test")),
+    )
 
 
-_PUBLICATIONS: Mapping[str, tuple[str, Callable[[Any], _Publication]]] = {
-    "cifar10": ("CIFAR10", _Cifar),
-    "cifar100": ("CIFAR100", _Cifar),
-    "mnist": ("MNIST", _Mnist),
-    "fashion-mnist": ("FashionMNIST", _Mnist),
-    "svhn": ("SVHN", _Svhn),
+_PUBLICATIONS: Mapping[str, tuple[str, Callable[[str, type[Any]], _Publication]]] = {
+    "cifar10": ("CIFAR10", _cifar),
+    "cifar100": ("CIFAR100", _cifar),
+    "mnist": ("MNIST", _mnist),
+    "fashion-mnist": ("FashionMNIST", _mnist),
+    "svhn": ("SVHN", _svhn),
 }
 """Name of a data set -> torchvision's class and the format of its files."""
+
+_PACKAGES = Path("/usr/share/datasets")
+"""Where Debian's packages dataset-NAME put their files."""
+
+_LARGEST = 2**28
+"""Bytes; no published file is larger, but an archive can claim any size."""
 
 
 def _find_publication(name: str) -> _Publication:
     from torchvision import datasets  # noqa: PLC0415 - takes seconds, and a shared copy needs none
 
     publisher, as_format = _PUBLICATIONS[name]
-    return as_format(getattr(datasets, publisher))
+    return as_format(name, getattr(datasets, publisher))
 
 
-def _list_archives(publication: _Publication) -> str:
-    return " and ".join(f"{path} (from {url})" for path, url, _ in publication.archives())
+def _list_archives(files: Iterable[_File], root: Path) -> str:
+    names: dict[tuple[str, Path], list[str]] = {}
+    for archive, url in {file.archive: file.url for file in files}.items():
+        address, _, name = url.rpartition("/")
+        names.setdefault((address, (root / archive).parent), []).append(name)
+    return " and ".join(
+        f"get {', '.join(of_one)} from {address}/ into {folder}"
+        for (address, folder), of_one in names.items()
+    )
 
 
-def _find_difference(file: Path, md5: str) -> str | None:
-    from torchvision.datasets.utils import calculate_md5  # noqa: PLC0415 - as above
-
-    if not file.is_file():
-        return "is missing"
-    found = calculate_md5(file)
-    return None if found == md5 else f"is damaged: its MD5 is {found} and should be {md5}"
-
-
-def _name_difference(file: Path, md5: str) -> Iterator[str]:
-    difference = _find_difference(file, md5)
-    if difference:
-        yield f"{file} {difference}"
-
-
-def _find_unpacked_damage(archive: Path) -> Iterator[str]:
-    """Compare what torchvision has unpacked, and never looks at again, with its .gz.
-
-    Source:
-        RFC 1952, s. 2.3.1: the last 8 bytes are CRC-32 and length of what was packed.
-    """
-    unpacked = archive.with_suffix("")
-    if not unpacked.is_file():
-        yield f"{unpacked} is missing"
-        return
-    content = unpacked.read_bytes()
-    if struct.pack("<II", zlib.crc32(content), len(content)) != archive.read_bytes()[-8:]:
-        yield f"{unpacked} is damaged: it is not what {archive.name} beside it holds"
+def _collect(publication: _Publication, root: Path) -> tuple[list[bytes], dict[_File, str]]:
+    """The content of each file, and the fault of each file without an intact copy."""
+    contents: list[bytes] = []
+    wrong: dict[_File, str] = {}
+    for file in publication.files:
+        package = _PACKAGES / publication.name / Path(file.path).name
+        places = (root / file.path, root / file.archive, package, Path(f"{package}.gz"))
+        complaints: list[str] = []
+        for place in dict.fromkeys(places):
+            content = _unpack(place, file)
+            if isinstance(content, bytes):
+                contents.append(content)
+                break
+            complaints += [f"{place} {content}"] if content else []
+        else:
+            wrong[file] = "; ".join(complaints) or f"{root / file.path} is missing"
+    return contents, wrong
 
 
-def name_folder(name: str, root: Path) -> str:
-    """Complete `imagefolder:FOLDER:PIXELS` with the digest of the files that are there now.
-
-    Raises:
-        DataError: the folder does not hold what it should.
-    """
-    folder = root / name.split(":")[1]
-    return f"{name}@{_digest_halves(folder, _list_halves(folder))}"
-
-
-def _read_folder(folder: Path, *, pixels: int, digest: str) -> Labelled:
-    """Pictures as RGB squares: the shorter side resized to `pixels`, then the centre."""
-    halves = _list_halves(folder)
-    found = _digest_halves(folder, halves)
-    if found != digest:
-        raise DataError(
-            f"the files in {folder} have the digest {found}, not {digest}: they are other images. "
-            f"Restore them, or name these: imagefolder:{folder.name}:{pixels}@{found}"
-        )
-    train, test = (_read_pictures(half, pixels) for half in halves)
-    return Labelled.join(train, test)
-
-
-def _list_halves(folder: Path) -> tuple[ImageFolder, ImageFolder]:
-    from torchvision.datasets import ImageFolder  # noqa: PLC0415 - as above
-
+def _unpack(place: Path, file: _File) -> bytes | str:
+    """The content of `file` at `place`, or its fault in words; "" where there is no file."""
     try:
-        train, test = ImageFolder(folder / "train"), ImageFolder(folder / "test")
-    except OSError as error:
-        raise DataError(
-            f"{folder} should hold train/CLASS/PICTURE and test/CLASS/PICTURE: {error}"
-        ) from error
-    if train.classes != test.classes:
-        differing = sorted({*train.classes} ^ {*test.classes})
-        raise DataError(f"train and test in {folder} differ in classes: {', '.join(differing)}")
-    return train, test
+        if place.name.endswith(".tar.gz"):
+            with (
+                tarfile.open(place) as archive,
+                cast("Any", archive.extractfile(file.path)) as part,
+            ):
+                content = part.read(_LARGEST)
+        else:
+            with (gzip.open if place.suffix == ".gz" else open)(place, "rb") as stream:
+                content = stream.read(_LARGEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except Exception as error:  # noqa: BLE001 - zlib, tarfile and the disk each raise their own
+        return f"cannot be read: {error or type(error).__name__}"
+    algorithm = "md5" if len(file.digest) == 32 else "sha256"
+    found = hashlib.new(algorithm, content).hexdigest()
+    if found == file.digest:
+        return content
+    return f"is damaged: the {algorithm} of its content is {found} and should be {file.digest}"
 
-
-def _digest_halves(folder: Path, halves: Sequence[ImageFolder]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for half in halves:
-        for path, _ in half.samples:
-            file = Path(path)
-            content = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-            digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
-
-
-def _read_pictures(half: ImageFolder, pixels: int) -> tuple[Tensor, Tensor]:
-    from torchvision.transforms import functional  # noqa: PLC0415 - as above
-
-    x_NHWC = torch.empty((len(half), pixels, pixels, 3), dtype=torch.uint8)
-    for image_HWC, (path, _) in zip(x_NHWC, half.samples, strict=True):
-        try:
-            picture = half.loader(path)
-        except OSError as error:  # Pillow's own errors are among them
-            raise DataError(f"{path} is not a picture that can be read: {error}") from error
-        square = functional.center_crop(functional.resize(picture, [pixels]), [pixels])
-        image_HWC.copy_(functional.pil_to_tensor(square).permute(1, 2, 0))
-    return x_NHWC, torch.tensor(half.targets)
-
-
-LIKE_CIFAR10 = "synthetic:3x32x32x10x60000"
-"""What plain `synthetic` stands for: the shape and the size of CIFAR-10."""
 
 SIGNAL_TO_NOISE = 10.0
 """Energy of an image's wave over twice the variance of a pixel's noise (Es/N0)."""
@@ -344,16 +298,16 @@ _CHUNK = 1024
 def draw_gratings(
     channels: int, height: int, width: int, classes: int, images: int, *, seed: int
 ) -> Labelled:
-    """A task of any shape whose best accuracy is known: which wave is hidden in the noise?
+    """Draw a task of any shape with a known best accuracy: which wave is hidden in the noise?
 
     An image of class k is the plane wave with the k-th lowest frequency, the same in all
     channels, at a random phase, in white Gaussian noise. The random phase gives all classes the
     same mean, so that no linear classifier beats chance, and a shifted image keeps its class.
     The waves are orthogonal, of equal energy: see `bayes_accuracy`. The last sixth is the test
-    part. Integers from tables throughout: equal bits on every machine.
+    part. All arithmetic is on integers from tables: equal bits on every machine.
 
     Train it without augmentation: the waves are faint, and the black border of a shifted crop
-    drowns them.
+    masks them.
     """
     generator = torch.Generator().manual_seed(seed)
     lattice = [(u, v) for u in range((height + 1) // 2) for v in range((width + 1) // 2)]
@@ -382,11 +336,11 @@ def draw_gratings(
         fine_NHWC = cosine[at_NHW][..., None] + quantile[uniform]
         rounded = (fine_NHWC + (128 * _FINE + _FINE // 2)).div(_FINE, rounding_mode="floor")
         x_NHWC[chunk] = rounded.clamp(0, 255).to(torch.uint8)
-    return Labelled(x_NHWC, y_N, torch.arange(images) >= images - images // 6)
+    return Labelled(x_NHWC, y_N, torch.arange(images) >= images - count_synthetic_test(images))
 
 
 def bayes_accuracy(classes: int) -> float:
-    """Share of gratings that the best of all classifiers gets right; it depends on K alone.
+    """Share of gratings that the best possible classifier gets right; it depends on K alone.
 
     With g = SIGNAL_TO_NOISE: the sum over n < K of (-1)^n C(K-1, n) exp(-g n / (n+1)) / (n+1).
 
@@ -409,5 +363,5 @@ def bayes_accuracy(classes: int) -> float:
         )
 
 
-def _tabulate(values: Iterator[float]) -> Tensor:
+def _tabulate(values: Iterable[float]) -> Tensor:
     return torch.tensor([round(_FINE * value) for value in values], dtype=torch.int32)

@@ -1,7 +1,7 @@
-"""One pack of trials from its first batch to its last: rows come back, no file is written.
+"""Train one pack of trials from its first batch to its last; returns rows, writes no results.
 
-A pack is R seeds of one cell, trained as one network of R replicas; one seed is the usual pack.
-Torch and the standard library only, so that the same code runs where nothing else is installed.
+A pack is R seeds of one cell, trained as one network of R replicas; usually it is a single seed.
+Needs torch and the standard library only, so that it runs where nothing else is installed.
 
 Shapes (letters of this module):
     B images of a batch, R replicas, D = R*C channels, S steps of an epoch, N images of a part
@@ -24,12 +24,12 @@ from torch.nn import functional
 
 from harness.study.records import EpochRow, Outcome, TrialRow, TrialRows
 from harness.study.trials import Trial
-from harness.training.captured import CapturedSteps
 from harness.training.checkpoints import Checkpoint
 from harness.training.gradients import Probe
 from harness.training.images import Batches, Images, Normalize, Part
-from harness.training.networks import Network, build_network, initialize
-from harness.training.optimizers import grafted_updates, make_optimizer, make_schedule, set_rate
+from harness.training.learner import Learner
+from harness.training.networks import Network
+from harness.training.optimizers import make_schedule
 from harness.training.provenance import describe
 
 EVALUATION_BATCH = 512
@@ -37,7 +37,7 @@ EVALUATION_BATCH = 512
 
 
 def prepare_worker(threads: int) -> None:
-    """Set, once per process, what decides the bits of every trial trained in it."""
+    """Set, once per process, the flags that decide the bits of every trial trained in it."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -57,10 +57,10 @@ def train_pack(
 ) -> list[TrialRows]:
     """Train the pack that `trials` belong to and return the rows of each of them, in their order.
 
-    The whole pack is trained even where only some of its trials are asked for: the sums of a
-    grouped network depend on how many groups there are. What a `checkpoint` holds is gone on with,
-    and the rows are those of a run that was never interrupted, bit for bit. On a GPU steps are
-    `captured`, unless told otherwise: faster, and the rows are the same.
+    Trains the whole pack even if `trials` are only some of it: the sums of a grouped network
+    depend on how many groups there are. Resumes from `checkpoint` if it holds one; the rows then
+    equal, bit for bit, those of an uninterrupted run. On a GPU steps are `captured` unless told
+    otherwise, which is faster and gives the same rows.
 
     Raises:
         DataError: the training part is smaller than one batch.
@@ -80,7 +80,7 @@ def train_pack(
     ledger = Ledger(len(replicas), batches.steps, trial.batch_size, device)
 
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # of the trials that this process had before
+        torch.cuda.reset_peak_memory_stats(device)  # of earlier trials in this process
 
     resumable = (learner, batches, probe, ledger, clock)
     epoch = 0 if checkpoint is None else checkpoint.resume(resumable)
@@ -123,7 +123,7 @@ def train_pack(
         columns = asdict(asked) | asdict(outcome) | asdict(provenance)
         rows.append(
             TrialRows(
-                trial=TrialRow(trial_id=asked.id, **columns),
+                trial=TrialRow(trial_id=asked.id, arm=asked.arm, **columns),
                 epochs=ledger.epoch_rows(replica, asked.id),
                 gradients=probe.rows(replica, asked.id, until=ledger.diverged_at[replica]),
             )
@@ -131,105 +131,9 @@ def train_pack(
     return rows
 
 
-class Learner:
-    """A network with its optimizer, and the donor of its flow where the trial names one.
-
-    On a GPU the first step is recorded, the donor's with it, and every step replays the record.
-    """
-
-    def __init__(
-        self,
-        replicas: Sequence[Trial],
-        images: Images,
-        device: torch.device,
-        *,
-        captured: bool = True,
-    ) -> None:
-        self._trial = trial = replicas[0]
-        network = build_network(trial, images.shape, images.classes, replicas=len(replicas))
-        initialize(network, replicas)
-        network = network.to(device)
-        if trial.memory_format == "channels_last":
-            network = network.to(memory_format=torch.channels_last)
-        self.network = network
-        # The probe's hooks stay on the network itself; compiled, it shares every weight with it.
-        self._forward = torch.compile(network) if trial.compile else network
-        on_gpu = device.type == "cuda"
-        # Captured or not, so that both leave the same bits.
-        self._optimizer = make_optimizer(network, trial, capturable=on_gpu)
-        self._donor = None
-        if trial.flow != "own":
-            self._donor = Learner([replica.donor for replica in replicas], images, device)
-        # What torch.compile makes of a network launches its kernels in a way of its own.
-        self._is_captured = captured and on_gpu and not trial.compile
-        self._record: CapturedSteps | None = None
-
-    def state(self) -> list[Any]:
-        donor = self._donor.state() if self._donor else None
-        return [self.network.state_dict(), self._optimizer.state_dict()["state"], donor]
-
-    def restore(self, state: list[Any]) -> None:
-        network, momentum, donor = state
-        self.network.load_state_dict(network)
-        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": momentum})
-        self._record = None  # the momentum lies elsewhere now
-        if self._donor:
-            self._donor.restore(donor)
-
-    def step(self, x_BDHW: Tensor, y_BR: Tensor, *, lr: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; returns the mean loss and the number of hits of each replica.
-
-        Both are overwritten by the next step where it is captured.
-        """
-        self.set_rate(lr)
-        if not self._is_captured:
-            return self.take_step(x_BDHW, y_BR)
-        if self._record is None:
-            self._record = CapturedSteps([self], [(x_BDHW, y_BR)])
-        (score,) = self._record([(x_BDHW, y_BR)])
-        return score
-
-    def set_rate(self, lr: float) -> None:
-        """Let the next step, and the donor's, use the learning rate `lr`."""
-        set_rate(self._optimizer, lr)
-        if self._donor:
-            self._donor.set_rate(lr)
-
-    def take_step(self, x_BDHW: Tensor, y_BR: Tensor) -> tuple[Tensor, Tensor]:
-        """The step itself, kernel by kernel."""
-        bfloat16 = self._trial.precision == "bfloat16"
-        with torch.autocast(x_BDHW.device.type, torch.bfloat16, enabled=bfloat16):
-            y_BRK = self._forward(x_BDHW)
-        loss_BR = functional.cross_entropy(
-            y_BRK.float().flatten(0, 1),
-            y_BR.flatten(),
-            reduction="none",
-            label_smoothing=self._trial.label_smoothing,
-        ).view_as(y_BR)
-        loss_R = loss_BR.mean(0)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss_R.sum().backward()  # replicas share no weight: the sum keeps their gradients apart
-        if self._donor is None:
-            self._optimizer.step()
-        else:
-            with grafted_updates(self.network, self._donor.network):
-                self._optimizer.step()
-                self._donor.take_step(x_BDHW, y_BR)
-        return loss_R.detach(), (y_BRK.argmax(-1) == y_BR).sum(0)
-
-    def written(self) -> Iterator[Tensor]:
-        """Every tensor that a step changes and the next one reads: weights, statistics, momentum."""
-        yield from self.network.parameters()
-        yield from self.network.buffers()
-        for of_parameter in self._optimizer.state.values():
-            yield of_parameter["momentum_buffer"]
-        if self._donor:
-            yield from self._donor.written()
-
-
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One evaluation: loss_R, the mean over the part, and correct_NR, on the device."""
+    """One evaluation's result, on the device: loss_R, the mean over the part, and correct_NR."""
 
     loss_R: Tensor
     correct_NR: Tensor
@@ -266,8 +170,8 @@ class Evaluation:
 class Ledger:
     """Losses and hits of every step, read from the device once an epoch.
 
-    A replica whose loss turns non-finite has diverged at that step: what it wrote before stays,
-    nothing is written after, and its neighbours in the pack go on.
+    A replica whose loss turns non-finite has diverged at that step: its earlier records stay, it
+    gets no more, and the other replicas of the pack continue.
     """
 
     def __init__(self, replicas: int, steps: int, batch_size: int, device: torch.device) -> None:
@@ -300,7 +204,7 @@ class Ledger:
                 self._hits_SR.sum(0).double() / (steps * self._batch_size),
                 validation.loss_R.double(),
                 validation.correct_NR.double().mean(0),
-                # The first step with a bad loss; `steps`, were it the evaluation alone.
+                # The first step with a bad loss; `steps` if only the evaluation was bad.
                 torch.cat([bad_SR, torch.ones_like(bad_SR[:1])]).double().argmax(0).double(),
             ]
         ).T.tolist()
@@ -359,7 +263,7 @@ class Ledger:
 
 
 class Clock:
-    """Time of a pack, and the part of it that went into the probe; on a GPU by events, not waits."""
+    """Times a pack and its probe; on a GPU with events, so that it never waits."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -395,7 +299,7 @@ class Clock:
         return time.perf_counter() - self._epoch_begun
 
     def stop(self) -> tuple[float, float]:
-        """Seconds in all, and seconds of the probe."""
+        """Total seconds, and seconds spent in the probe."""
         self._wait()
         return time.perf_counter() - self._begun, self._measure_probe()
 
@@ -408,7 +312,7 @@ class Clock:
 
 
 def _pack_bits(correct_N: Tensor) -> bytes:
-    """One bit per image, most significant first, the last byte filled up with zeros."""
+    """One bit per image, most significant first, the last byte padded with zeros."""
     bits = functional.pad(correct_N.to(torch.uint8), (0, -len(correct_N) % 8)).unflatten(0, (-1, 8))
     place = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
     return bytes((bits * place).sum(1).tolist())

@@ -1,42 +1,35 @@
-"""Results folders of known truth, in the layout the harness writes."""
+"""Results folders of known truth, written by the store."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from harness.study.records import (
-    SCHEMA_VERSION,
-    AnalysisPlan,
-    ChoiceRow,
-    EpochRow,
-    FailureRow,
-    GradientRow,
-    TrialRow,
-)
+from harness.results import Plan, Store, to_table
+from harness.results.tables import schema_of
+from harness.study.records import AnalysisPlan, EpochRow, GradientRow, TrialRow
 from harness.study.trials import PROGRAMS, Trial, expand
+from tests.builders import make_failure
 
 TEST_IMAGES = 2_000
 STEPS_PER_EPOCH = 40
+
+
+def _in_haste(function):
+    """No power fails here, and waiting for the disk is most of the time."""
+    return mock.patch("os.fsync", new=int)(function)
+
+
 EARLY_STEPS = (0, 1, 2, 5, 10, 30)
 _STARTED = datetime(2026, 11, 22, 9, tzinfo=UTC)
-_ARROW = {
-    "str": pa.string(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "bool": pa.bool_(),
-    "bytes": pa.binary(),
-    "datetime": pa.timestamp("us", tz="UTC"),
-}
 
 
 def never(trial: Trial) -> bool:
@@ -101,9 +94,10 @@ class Study:
         return tuple(expand(products, list(self.seeds), programs=self.programs))
 
 
+@_in_haste
 def write_study(folder: Path, study: Study, *, rng: np.random.Generator) -> tuple[Trial, ...]:
     """Write the results of `study`; lost and failed trials leave no row, as in a real run."""
-    trials = study.trials
+    trials, store = study.trials, Store(folder)
     write_plan(folder, trials, replace(study.plan, grid=study.name))
     block_noise = {trial.block_seed: rng.normal(0, study.block_sd) for trial in trials}
     hardness_I = rng.normal(size=TEST_IMAGES)
@@ -120,10 +114,13 @@ def write_study(folder: Path, study: Study, *, rng: np.random.Generator) -> tupl
         row = _trial_row(
             trial, number, points=points, diverged=diverged, hardness_I=hardness_I, rng=noise_rng
         )
-        write_table(folder / "epochs" / f"{trial.id}.parquet", EpochRow, _epochs(row))
         gradients = _gradients(row, dex=study.gradient(trial), rng=noise_rng)
-        write_table(folder / "gradients" / f"{trial.id}.parquet", GradientRow, gradients)
-        write_trial(folder, row)
+        tables = {
+            "epochs": pa.table(_epochs(row), schema_of(EpochRow)),
+            "gradients": pa.table(gradients, schema_of(GradientRow)),
+            "trials": to_table([row], TrialRow),
+        }
+        store.write_tables(trial.id, tables)
     return trials
 
 
@@ -136,72 +133,28 @@ def write_plan(
     written: datetime = _STARTED,
     finished_before: int = 0,
 ) -> None:
-    """Write plan.parquet, or another plan that the folder has had, and grid.yaml."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "grid.yaml").write_text(f"name: {plan.grid}\n", encoding="utf-8")
-    columns = {f.name: [getattr(trial, f.name) for trial in trials] for f in fields(Trial)}
-    write_table(
-        folder / file,
-        Trial,
-        {**columns, "trial_id": [trial.id for trial in trials]},
-        metadata={
-            "analysis_plan": json.dumps(asdict(plan)),
-            "written": written.isoformat(),
-            "finished_before": str(finished_before),
-        },
-        extra=[pa.field("trial_id", pa.string(), nullable=False)],
-    )
+    """Write plan.parquet, or another plan that the folder has had."""
+    source = f"name: {plan.grid}\n"
+    content = Plan(plan, tuple(trials), source, written, finished_before).encode()
+    Store(folder).place.replace(file, content)
 
 
-def write_choices(folder: Path, rows: Sequence[ChoiceRow]) -> None:
-    """Write choices.parquet."""
-    columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(ChoiceRow)}
-    write_table(folder / "choices.parquet", ChoiceRow, columns)
-
-
-def write_trial(folder: Path, row: TrialRow, *, file: str | None = None) -> None:
-    """Write the row that says the trial is done."""
-    columns = {name: [value] for name, value in asdict(row).items()}
-    write_table(folder / "trials" / f"{file or row.trial_id}.parquet", TrialRow, columns)
-
-
+@mock.patch("os.fsync", new=int)  # its own: one patch cannot be entered twice
 def write_failure(folder: Path, trial: Trial, *, attempt: int = 1) -> None:
     """Write the row of one attempt that broke."""
-    row = FailureRow(
-        trial_id=trial.id,
-        trial=trial.label,
-        attempt=attempt,
-        run="run-1",
-        kind="out of memory",
-        message="OutOfMemoryError: CUDA out of memory",
-        traceback="Traceback (most recent call last):\n  ...\nOutOfMemoryError: CUDA out of memory",
-        failed_at=_STARTED,
-        host="node-1",
-        code_digest="c0ffee",
+    Store(folder).write_failure(
+        make_failure(
+            trial,
+            attempt=attempt,
+            run="run-1",
+            kind="out of memory",
+            message="OutOfMemoryError: CUDA out of memory",
+            traceback="Traceback (most recent call last):\n  ...\nOutOfMemoryError: CUDA out of memory",
+            failed_at=_STARTED,
+            host="node-1",
+            code_digest="c0ffee",
+        )
     )
-    columns = {f.name: [getattr(row, f.name)] for f in fields(FailureRow)}
-    name = f"{trial.id}-run-1-{attempt}.parquet"
-    write_table(folder / "failures" / name, FailureRow, columns)
-
-
-def write_table(
-    path: Path,
-    record: type,
-    columns: Mapping[str, Any],
-    *,
-    metadata: Mapping[str, str] | None = None,
-    extra: Sequence[pa.Field] = (),
-) -> None:
-    """Write columns as the Parquet file that the harness would write of them."""
-    schema = pa.schema(
-        [
-            *(pa.field(f.name, _ARROW[str(f.type)], nullable=False) for f in fields(record)),
-            *extra,
-        ],
-        metadata={"schema_version": str(SCHEMA_VERSION), **(metadata or {})},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(dict(columns), schema=schema), path, write_page_checksum=True)
 
 
 def _trial_row(
@@ -224,6 +177,7 @@ def _trial_row(
     return TrialRow(
         **asdict(trial),
         trial_id=trial.id,
+        arm=trial.arm,
         status="diverged" if diverged else "done",
         epochs_trained=epochs,
         steps=epochs * STEPS_PER_EPOCH,

@@ -18,18 +18,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis import report
+from analysis.page.html import name_file
+from harness.results import Store
 from harness.study.records import AnalysisPlan, ChoiceRow
 from harness.study.trials import PROGRAMS
 from tests.analysis.conftest import (
     Study,
     always,
-    write_choices,
     write_failure,
     write_plan,
     write_study,
 )
+from tests.builders import make_failure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "</script><script>alert(1)</script>"
@@ -91,6 +94,7 @@ def tuned(tmp_path_factory):
     choices = [
         ChoiceRow(
             **asdict(replace(trial, lr=lr)),
+            arm=trial.arm,
             seeds=1,
             diverged=int(lr == 0.05),
             validation_accuracy=0.8 + lr / 2,
@@ -101,16 +105,19 @@ def tuned(tmp_path_factory):
         if trial.seed == 0
         for lr in (0.05, 0.1, 0.2)
     ]
-    write_choices(folder, choices)
+    Store(folder).write_choices(choices)
     assert report.main([str(folder)]) == 0
     return folder / "report"
 
 
-def test_each_recipe_has_its_own_cards_under_its_own_name(tuned):
+def test_both_recipes_stand_side_by_side_in_the_card_of_each_claim(tuned):
     page = (tuned / "index.html").read_text(encoding="utf-8")
-    cards = re.findall(r'<span class="claim">(C\d)|<h2 class="study">([^<]*)', page)
-    claims = [("C1", ""), ("C2", ""), ("C3", ""), ("C4", ""), ("C5", "")]
-    assert cards == [("", "Common recipe"), *claims, ("", "Tuned recipes"), *claims]
+    cards = re.findall(r'<article class="card.*?</article>', page, flags=re.DOTALL)
+    said = [
+        re.findall(r'<span class="claim">(C\d)|<h3 class="study">([^<]*)', card) for card in cards
+    ]
+    studies = [("", "Common recipe"), ("", "Tuned recipes")]
+    assert said == [[(claim, ""), *studies] for claim in ("C1", "C2", "C3", "C4", "C5")]
     assert page.count('class="glance"') == 1
 
 
@@ -139,7 +146,7 @@ def test_the_terminal_says_the_verdicts_in_words_and_where_the_page_is(tmp_path,
     page = report_of(tmp_path, Study(depths=(8,)))
     said = capsys.readouterr().out
     for claim in ("C1", "C2", "C3", "C4", "C5"):
-        assert re.search(rf"{claim} (SUPPORTED|CONTRADICTED|EQUIVALENT|INCONCLUSIVE)", said)
+        assert re.search(rf"{claim} (HOLDS|FAILS|OPEN|NO GAIN TO EXPLAIN), [a-z]", said)
     assert said.rstrip().endswith(str(page))
 
 
@@ -173,6 +180,14 @@ def test_every_figure_is_also_a_file(complete):
     files = {path.stem for path in (complete / "figures").glob("*.svg")}
     assert figures == files
     assert len(files) > 8
+
+
+def test_each_card_leads_to_a_section_that_is_there(complete):
+    page = (complete / "index.html").read_text(encoding="utf-8")
+    cards = re.findall(r'<article class="card.*?</article>', page, flags=re.DOTALL)
+    links = [re.findall(r'href="#([^"]*)"', card) for card in cards]
+    assert links == [["differences"], ["mechanism"], ["differences"], ["course"], ["depth"]]
+    assert all(f'<section id="{anchor}">' in page for (anchor,) in links)
 
 
 def test_the_page_asks_for_nothing_outside_itself(complete):
@@ -270,7 +285,7 @@ def test_the_page_prints_to_pdf(tmp_path):
 
 
 def test_a_pdf_without_a_browser_is_refused_ahead_of_any_reading(monkeypatch, capsys):
-    monkeypatch.setattr("analysis.report._BROWSERS", ())
+    monkeypatch.setattr("analysis.page.drawing._BROWSERS", ())
     with pytest.raises(SystemExit) as refused:
         report.main(["no-such-folder", "--format", "pdf"])
     assert refused.value.code == 2
@@ -296,9 +311,49 @@ def test_names_are_shown_as_they_are_but_for_marks_that_turn_the_line(page_of):
     )
 
 
+def test_no_file_of_a_report_holds_a_character_that_is_obeyed(tmp_path, capsys):
+    study = obeyed_study()
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    failed = replace(study.trials[0], seed=9)
+    write_plan(tmp_path, (*study.trials, failed), replace(study.plan, grid=OBEYED))
+    told = {"message": OBEYED, "traceback": OBEYED, "host": OBEYED}
+    Store(tmp_path).write_failure(make_failure(failed, **told))
+    assert report.main([str(tmp_path), "--format", "html,md,png"]) == 0
+    texts = {
+        file.name: file.read_text(encoding="utf-8")
+        for file in (tmp_path / "report").rglob("*")
+        if file.is_file() and file.suffix != ".png"
+    }
+    charts = charts_of(tmp_path / "report/index.html")
+    texts["charts"] = "".join(json.dumps(chart, ensure_ascii=False) for _, chart in charts)
+    texts["terminal"] = capsys.readouterr().out
+    obeyed = "\x1b\0\x9b\u2028\ufffe\U000e0041"
+    assert not {(name, sign) for name, text in texts.items() for sign in obeyed if sign in text}
+    assert "\\u001b" not in texts["charts"]  # as JSON writes it
+    assert json.loads(texts["verdicts.json"])["grid"] == OBEYED  # data stay as they were
+
+
+def test_megabytes_of_text_are_cut_and_different_texts_stay_different(tmp_path):
+    names = (HUGE + "one", HUGE + "two")
+    programs = {**PROGRAMS["plain"], **dict.fromkeys(names, "conv act norm")}
+    study = Study(
+        architectures=("plain",),
+        placements=("before", *names),
+        depths=(8,),
+        seeds=range(2),
+        programs={"plain": programs},
+        plan=AnalysisPlan(grid="", control=names[0]),
+    )
+    page = report_of(tmp_path, study)
+    assert page.stat().st_size < 3_000_000
+    arms = pd.read_csv(tmp_path / "report/trials.csv")["placement"]
+    assert arms.nunique() == 3
+    assert arms.str.len().max() < 600
+
+
 def test_figures_of_different_names_are_different_files():
     names = ["a b", "a_b!", "a_b?", "a*b", "x" * 300, "x" * 301, "..", "/etc/passwd"]
-    files = {report._file_name(name) for name in names}
+    files = {name_file(name) for name in names}
     assert len(files) == len(names)
     assert all(re.fullmatch(r"[\w-]{1,140}", file) for file in files)
 
@@ -308,7 +363,7 @@ def test_results_that_cannot_be_analysed_are_one_message_and_exit_code_3(tmp_pat
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
-    assert "there is no such results folder" in said.err
+    assert "no results there" in said.err
 
 
 def test_a_report_that_cannot_be_written_is_one_message_and_exit_code_3(tmp_path, capsys):
@@ -326,12 +381,23 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(monkeypatch, capsys)
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("analysis.report.load_results", interrupt)
+    monkeypatch.setattr("analysis.load.load_results", interrupt)
     assert report.main(["results/full", "--watch"]) == 130
     said = capsys.readouterr().err
     assert said == (
         "\nstopped; to write the report: python -m analysis.report results/full --watch\n"
     )
+
+
+def test_the_help_waits_for_no_library_that_draws_or_reckons():
+    slow = ("numpy", "pandas", "scipy", "altair", "pyarrow", "jinja2")
+    script = (
+        "import sys\nfrom analysis import report\n"
+        "try: report.main(['--help'])\n"
+        f"finally: print(sorted(set({slow}) & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_help_lists_the_exit_codes(capsys):
@@ -399,21 +465,31 @@ def test_an_unknown_format_is_refused(tmp_path, capsys):
     assert "'docx' is not one of html, pdf, md, png" in capsys.readouterr().err
 
 
-def test_looks_count_how_often_growing_results_were_judged(tmp_path):
+def test_looks_are_counted_where_the_rows_are(tmp_path, capsys):
     study = Study(architectures=("plain",), placements=("before", "after"), depths=(8,))
-    write_study(tmp_path, study, rng=np.random.default_rng(0))
-    last = tmp_path / "trials" / f"{study.trials[-1].id}.parquet"
+    results = tmp_path / "results"
+    write_study(results, study, rng=np.random.default_rng(0))
+    last = results / "trials" / f"{study.trials[-1].id}.parquet"
     held_back = last.read_bytes()
     last.unlink()
-    for _ in range(2):  # the same trials again are the same look
-        assert report.main([str(tmp_path)]) == 0
-    page = tmp_path / "report" / "index.html"
-    assert "1 time, 1 planned" in page.read_text(encoding="utf-8")
+    for target in ("here", "there"):  # the same rows again are the same look, wherever it is told
+        assert report.main([str(results), "-o", str(tmp_path / target)]) == 0
+    verdicts = json.loads((tmp_path / "there" / "verdicts.json").read_text())
+    (early,) = verdicts["looks"]
+    assert (early["trials"], early["fraction"], early["is_planned"]) == (9, 0.9, False)
+    assert "1 look at these results was not planned" in capsys.readouterr().out
+    wide = verdicts["verdicts"][0]["headline"]
     last.write_bytes(held_back)
-    assert report.main([str(tmp_path)]) == 0
-    text = page.read_text(encoding="utf-8")
-    assert "2 times, 1 planned" in text
-    assert "judged 2 times while they grew" in text
+    assert report.main([str(results), "-o", str(tmp_path / "here")]) == 0
+    page = (tmp_path / "here" / "index.html").read_text(encoding="utf-8")
+    assert "2 times" in page
+    assert "1 look at these results was not planned" in page
+    verdicts = json.loads((tmp_path / "here" / "verdicts.json").read_text())
+    assert [look["fraction"] for look in verdicts["looks"]] == [0.9, 1.0]
+    headline = verdicts["verdicts"][0]["headline"]
+    half = stats.t.ppf(0.975, headline["df"]) * headline["se"]
+    assert headline["high"] - headline["estimate"] > 1.001 * half
+    assert wide["high"] - wide["estimate"] > stats.t.ppf(0.975, wide["df"]) * wide["se"]
 
 
 def test_the_report_in_markdown_names_verdicts_and_existing_figures(tmp_path):
@@ -454,6 +530,8 @@ def hostile_study() -> Study:
 
 
 ODD = ("\u202eesrever", "{{7*7}}", "🦆" * 20, "x" * 300)
+OBEYED = "a\x1b[2Jb\0c\x9b2J\ud7ff\u2028\ufffe\U000e0041"
+HUGE = "xy\x01" * 1_700_000
 
 
 def oddly_named_study() -> Study:
@@ -463,6 +541,20 @@ def oddly_named_study() -> Study:
         placements=("before", *ODD),
         depths=(8,),
         programs={"plain": programs},
+    )
+
+
+def obeyed_study() -> Study:
+    """Characters that no terminal should obey and no SVG can hold, wherever a text may stand."""
+    programs = {**PROGRAMS["plain"], OBEYED: "conv act norm"}
+    return Study(
+        name=OBEYED,
+        dataset=OBEYED,
+        architectures=("plain",),
+        placements=("before", "after", OBEYED),
+        depths=(8,),
+        programs={"plain": programs},
+        plan=AnalysisPlan(grid="", control=OBEYED),
     )
 
 
@@ -476,6 +568,7 @@ EMPTY_STATES = {
     "one arm diverged": Study(depths=(8,), diverges=lambda t: t.placement == "after"),
     "hostile names": hostile_study(),
     "odd names": oddly_named_study(),
+    "names to obey": obeyed_study(),
 }
 
 

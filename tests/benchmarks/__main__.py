@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks [trial probe gpu grid fanout report] [--repeats N] [--json FILE]
+"""python -m tests.benchmarks [trial probe gpu grid forecast fanout report] [--repeats N] [--json FILE]
 
 Run from the repository's root. Every figure is measured beside what it is compared with, in one
 run on one machine; nothing here is asserted, because time on a shared machine is noise.
@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from tests.benchmarks.fanout import measure_fanout
+from tests.benchmarks.forecast import measure_forecast
 from tests.benchmarks.gpu import measure_gpu
 from tests.benchmarks.grid import measure_grid
 from tests.benchmarks.probe import measure_probe
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "probe": lambda repeats: measure_probe(repeats=4 * repeats),
     "gpu": lambda _repeats: measure_gpu()["rows"],
     "grid": lambda repeats: measure_grid(repeats=max(1, repeats // 3)),
+    "forecast": lambda _repeats: measure_forecast(),
     "fanout": lambda _repeats: measure_fanout(),
     "report": lambda _repeats: measure_report(),
 }

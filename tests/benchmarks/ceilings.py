@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.study.trials import Trial
 from harness.training.images import Batches, Images
-from harness.training.train import Learner
+from harness.training.learner import Learner
 
 TORCHS_OWN = "torch's default"
 """TF32 in convolutions and float32 in matrix products, as far as the GPU has TF32."""

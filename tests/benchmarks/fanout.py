@@ -98,11 +98,12 @@ def _run_command(size: int, folder: Path) -> float:
 
 def _fan_out(size: int, folder: Path, *, seconds: float | None) -> float:
     """`seconds` is what a trial is said to take; the harness's own guess, if None."""
-    from harness.cluster.fanout import Request, train_missing
+    from harness.cluster.fanout import train_missing
     from harness.cluster.forecast import Forecast
+    from harness.cluster.request import Request
     from harness.progress import Progress
     from harness.results.store import Store
-    from tests.harness.conftest import make_trial
+    from tests.builders import make_trial
 
     trials = [make_trial(seed=seed) for seed in range(size)]
     forecast = Forecast()
@@ -122,7 +123,7 @@ def _fan_out(size: int, folder: Path, *, seconds: float | None) -> float:
 
 
 def _train_nothing(start: Any) -> list[Any]:
-    from tests.harness.conftest import make_rows
+    from tests.builders import make_rows
 
     return [make_rows(trial) for trial in start.pack]
 

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from harness.study.trials import PROGRAMS, Trial
-from harness.training.captured import CapturedSteps
 from harness.training.gradients import Probe
 from harness.training.images import Batches, Images, Part
+from harness.training.learner import CapturedSteps, Learner
 from harness.training.networks import build_network, initialize
-from harness.training.train import Learner, prepare_worker
+from harness.training.train import prepare_worker
 from tests.benchmarks.ceilings import TORCHS_OWN, allow_tf32, count_work, measure_ceilings, wait
 from tests.benchmarks.timing import describe_machine, show, write_json
 from tests.benchmarks.tutorial import PictureDataset

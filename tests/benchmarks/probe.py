@@ -9,7 +9,8 @@ import torch
 
 from harness.training.gradients import EARLY_STEPS, Probe
 from harness.training.images import Batches
-from harness.training.train import Learner, prepare_worker
+from harness.training.learner import Learner
+from harness.training.train import prepare_worker
 from tests.benchmarks.timing import alternate
 from tests.benchmarks.trial import SUBJECTS, make_images
 

@@ -21,7 +21,7 @@ from harness.study.records import AnalysisPlan, ChoiceRow, EpochRow, GradientRow
 from harness.study.trials import PROGRAMS, Trial, expand
 from harness.study.tuning import apply_choices, choose, expand_tuning
 from harness.training.gradients import EARLY_STEPS
-from tests.harness.conftest import make_rows
+from tests.builders import make_rows
 
 SIZES = (100, 1_000, 10_000)
 PLACEMENTS = ("before", "after")

@@ -29,25 +29,43 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = Path(sys.prefix)
+KEPT = " ".join({str(Path(path).resolve()) for path in (sys.prefix, sys.base_prefix)})
+"""What runs Python, wherever it lies: machines have a /home and a /tmp of their own."""
+
 GATEWAY = "172.31.255.254"  # in the range of moto's default VPC, where moto's instances are
 ENDPOINT = f"http://{GATEWAY}:5000"
 
-HOST = r"""
+HIDING = r"""
 set -e
+hold() {  # what Python needs of the folders that are hidden next
+    held=(); for path in $KEPT; do exec {number}< "$path"; held+=("$number $path"); done
+}
+show() {
+    for each in "${held[@]}"; do
+        mkdir -p "${each#* }"
+        mount -c --rbind "/proc/self/fd/${each%% *}" "${each#* }"
+    done
+}
+"""
+
+HOST = r"""
 echo up; read -r _  # the other end moves a network device in here
 ip link set lo up
 for address in $ADDRESSES; do ip address add "$address" dev eth0; done
 ip link set eth0 up
 ip route add default via "$GATEWAY"  # leads nowhere; Ray asks it for the machine's own address
 hostname "$NAME"
-mount --bind "$FOLDER/passwd" /etc/passwd
-mount -t tmpfs none /home && mkdir -p /home/ubuntu && mount --bind "$FOLDER/home" /home/ubuntu
-mount --bind "$FOLDER/sbin" /usr/local/sbin
+cd "$FOLDER"  # which may be hidden soon
+mount -c --bind passwd /etc/passwd
 mount -t tmpfs none /dev/shm
 mount -t tmpfs none /run && mkdir /run/sshd
-cp "$FOLDER/sshd_config" "$FOLDER/host_key" /run/sshd/
+cp sshd_config host_key /run/sshd/
 chmod 600 /run/sshd/host_key
-mount --bind "$FOLDER/tmp" /tmp
+mount -c --bind sbin /usr/local/sbin
+hold
+mount -t tmpfs none /home && mkdir -p /home/ubuntu && mount -c --bind home /home/ubuntu
+mount -c --bind tmp /tmp
+show
 exec /usr/sbin/sshd -D -e -f /run/sshd/sshd_config
 """
 
@@ -124,8 +142,9 @@ class Host:
         pairs = " ".join(f"{key}={value}" for key, value in environment.items())
         (folder / "sshd_config").write_text(SSHD_CONFIG + (f"SetEnv {pairs}\n" if pairs else ""))
         flags = "--net --pid --mount --uts --ipc --fork --mount-proc --kill-child=SIGKILL"
+        command = ["bash", "-c", HIDING + HOST]
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", *flags.split(), "bash", "-c", HOST],
+            [*["setpriv", "--pdeathsig", "KILL", "unshare"], *flags.split(), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -134,6 +153,7 @@ class Host:
             | {
                 "NAME": name,
                 "FOLDER": str(folder),
+                "KEPT": KEPT,
                 "GATEWAY": GATEWAY,
                 "ADDRESSES": " ".join(f"{address}/16" for address in addresses),
             },
@@ -184,12 +204,13 @@ class Laptop:
 
     def type(self, *command: str, check: bool = True, timeout: float = 120) -> str:
         """Run a command in the checkout; both its streams come back as one text."""
-        there = 'mount --bind "$0" /tmp && cd /tmp/checkout && exec "$@"'
+        there = 'hold && mount --bind "$0" /tmp && show && cd /tmp/checkout && exec "$@"'
         process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", there, str(self._tmp), *command],
+            ["unshare", "--mount", "bash", "-c", HIDING + there, str(self._tmp), *command],
             env={
                 "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}",
                 "HOME": "/tmp/home",
+                "KEPT": KEPT,
                 "TERM": "dumb",
                 **self._environment,
             },

@@ -13,6 +13,7 @@ from tests.cloud.machines import ENVIRONMENT, ROOT, Host, Laptop, wait_for
 pytestmark = pytest.mark.cloud
 
 ADDRESSES = ["172.31.0.1", "172.31.0.2", "172.31.0.3"]
+COUNT = 'python -c \'import ray; ray.init("auto"); print("nodes:", len(ray.nodes()))\''
 
 
 def adapt(config: dict) -> dict:
@@ -46,27 +47,35 @@ def hosts(laptop, tmp_path_factory):
         host.stop()
 
 
-def test_ray_up_brings_every_machine_in(laptop, hosts):
+@pytest.fixture(scope="module")
+def cluster(laptop, hosts):
+    """Yield the three machines as one cluster; without it no test here can pass."""
     laptop.ray("up", "--yes")
-    count = 'python -c \'import ray; ray.init("auto"); print("nodes:", len(ray.nodes()))\''
-    wait_for(lambda: "nodes: 3" in laptop.ray("exec", count), 90, "three nodes")
+    wait_for(lambda: "nodes: 3" in laptop.ray("exec", COUNT), 90, "three nodes")
+    return hosts
 
 
-def test_every_machine_has_the_clusters_token_for_its_owner_only(hosts):
-    tokens = {host.read("cat /home/ubuntu/.ray/auth_token") for host in hosts}
+def test_ray_up_a_second_time_finds_its_work_done(laptop, cluster):
+    laptop.ray("up", "--yes")
+    wait_for(lambda: "nodes: 3" in laptop.ray("exec", COUNT), 90, "three nodes")
+
+
+def test_every_machine_has_the_clusters_token_for_its_owner_only(cluster):
+    tokens = {host.read("cat /home/ubuntu/.ray/auth_token") for host in cluster}
     assert len(tokens) == 1
-    assert {host.read("stat -c %a /home/ubuntu/.ray/auth_token") for host in hosts} == {"600\n"}
+    assert {host.read("stat -c %a /home/ubuntu/.ray/auth_token") for host in cluster} == {"600\n"}
 
 
-def test_without_the_token_the_head_answers_nothing(laptop, hosts):
+def test_without_the_token_the_head_answers_nothing(laptop, cluster):
     status = laptop.type("ray", "status", f"--address={ADDRESSES[0]}:6379", check=False)
     assert "InvalidAuthToken" in status or "Unauthenticated" in status, status
     with pytest.raises(ConnectionRefusedError):  # Ray Client's
         socket.create_connection((ADDRESSES[0], 10001), timeout=10)
 
 
-def test_ray_down_ends_ray_on_every_machine(laptop, hosts):
+def test_ray_down_ends_ray_on_every_machine(laptop, cluster):
+    assert all(host.read("pgrep -x raylet") for host in cluster)
     laptop.ray("down", "--yes")
     wait_for(
-        lambda: not any(host.read("pgrep -x raylet || true") for host in hosts), 120, "no raylet"
+        lambda: not any(host.read("pgrep -x raylet || true") for host in cluster), 120, "no raylet"
     )

@@ -1,7 +1,7 @@
 """Small data sets in the formats that the large ones are published in.
 
-Each `write_*` leaves files below `root` as an unpacked download would, puts their MD5 sums into
-torchvision's tables for the time of a test, and returns what was written.
+Each `write_*` leaves files below `root` as an unpacked download would, puts the digests of their
+contents into torchvision's tables or ours for the time of a test, and returns what was written.
 
 Shapes: N images, H and W height and width, C channels.
 """
@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from torchvision import datasets
+
+from harness.training import sources
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ class Written:
             rng.integers(256, size=(test, *shape), dtype=np.uint8),
             np.arange(test) % classes,
         )
+
+
+def labels_by_image(*halves):
+    """{pixels: label}; the images of these tests are all different."""
+    return {
+        np.asarray(x_HWC).tobytes(): int(y)
+        for x_NHWC, y_N in halves
+        for x_HWC, y in zip(x_NHWC, y_N, strict=True)
+    }
 
 
 def md5(file: Path) -> str:
@@ -92,19 +103,14 @@ def write_cifar(root: Path, patch: pytest.MonkeyPatch, name: str = "cifar10") ->
     ):
         write_batch(file, x_NHWC, y_N)
     write_batch(publisher.test_list[0][0], written.test_NHWC, written.test_N)
-    meta = publisher.meta
-    _pickle({meta["key"]: [f"class {at}" for at in range(classes)]}, folder / meta["filename"])
 
     def with_md5(batches):
         return [[file, md5(folder / file)] for file, _ in batches]
 
-    archive = root / publisher.filename
-    with tarfile.open(archive, "w:gz") as packed:
+    with tarfile.open(root / publisher.filename, "w:gz") as packed:
         packed.add(folder, publisher.base_folder)
     patch.setattr(publisher, "train_list", with_md5(publisher.train_list))
     patch.setattr(publisher, "test_list", with_md5(publisher.test_list))
-    patch.setattr(publisher, "meta", meta | {"md5": md5(folder / meta["filename"])})
-    patch.setattr(publisher, "tgz_md5", md5(archive))
     return written
 
 
@@ -121,12 +127,12 @@ def write_mnist(root: Path, patch: pytest.MonkeyPatch, name: str = "mnist") -> W
         idx_images(0x803, 100, 28, 28) + written.test_NHWC.tobytes(),
         idx_labels(0x801, 100) + written.test_N.astype(np.uint8).tobytes(),
     ]
-    resources = []
     for (file, _), content in zip(publisher.resources, contents, strict=True):
         (folder / file).write_bytes(gzip.compress(content))
         (folder / file).with_suffix("").write_bytes(content)
-        resources.append((file, md5(folder / file)))
-    patch.setattr(publisher, "resources", resources)
+    digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
+    patch.setitem(sources._IDX_SHA256, name, digests)
+    patch.setattr(sources, "_PACKAGES", root / "packages")  # none of this machine's
     return written
 
 

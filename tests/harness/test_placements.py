@@ -6,10 +6,17 @@ import sys
 import pytest
 import torch
 
-from harness.placements import Adjacencies, count_adjacencies, main, read_blocks
-from harness.study import zoo
-from harness.study.trials import PROGRAMS
-from harness.training.graphs import load_model, rewrite, trace
+from harness.placements import main
+from harness.study.architectures import PREFIX
+from harness.study.trials import EVERY_PROGRAM, PROGRAMS
+from harness.training.graphs import (
+    Adjacencies,
+    count_adjacencies,
+    load_model,
+    read_blocks,
+    rewrite,
+    trace,
+)
 from harness.training.networks import build_network
 
 SHOWN = """\
@@ -74,11 +81,10 @@ def test_the_one_pool_between_relu_and_batch_norm_is_densenets_stem():
         # Behind the last addition of each stage but the fourth stands the next stage's projection:
         # of 16 batch norms 12 reach the next addition by the skip path, and 4 are projections.
         ("resnet50", "after-add", Adjacencies(53, 0, 49, 12 + 4, 0)),
-        ("mnasnet0_5", "after-inner", Adjacencies(52, 0, 35, 0, 0)),
     ],
 )
 def test_a_rewritten_model_has_its_batch_norms_where_its_placement_says(name, placement, counts):
-    program = zoo.PROGRAMS[zoo.PREFIX + name][placement]
+    program = EVERY_PROGRAM[PREFIX + name][placement]
     assert count_adjacencies(rewrite(load_model(name), program).graph) == counts
 
 
@@ -135,14 +141,6 @@ def test_our_own_programs_are_read_back_from_the_networks(trial_of, architecture
             ),
         ),
         (
-            ["torchvision/mnasnet1_0", "after"],
-            (
-                "'after' is not a placement of torchvision/mnasnet1_0: before, after-inner, none; some "
-                "of its batch norms have no ReLU behind them, and 'after' would have to add one; "
-                "'after-inner' swaps the pairs there are"
-            ),
-        ),
-        (
             ["torchvision/vgg16", "after"],
             "torchvision/vgg16 has no batch norm; torchvision/vgg16_bn has: no placement is defined",
         ),
@@ -175,10 +173,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, capsys):
         ["resnet", "--depth", "110"],
         ["torchvision/vgg16"],
         ["torchvision/vgg19_bn"],
-        ["torchvision/mnasnet1_0"],
         ["torchvision/densenet201", "after"],
-        ["torchvision/regnet_y_400mf", "after"],
-        ["torchvision/vit_b_16"],
     ],
 )
 def test_everything_shown_fits_80_columns(arguments, capsys):

@@ -1,4 +1,4 @@
-"""What a run says while it goes on."""
+"""What a run shows while it trains."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import math
 import pytest
 
 from harness import progress
-from harness.cluster.fanout import Finish
 from harness.cluster.forecast import START_UP, Forecast
+from harness.cluster.request import Finish
 from harness.progress import LineProgress, Progress
-from tests.harness.conftest import make_trial
+from tests.builders import make_trial
 
 TRIALS = [make_trial(seed=seed) for seed in range(100)]
 
@@ -28,7 +28,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_it_says_what_it_waits_for_and_how_far_it_is():
+def test_it_says_what_it_is_waiting_for_and_how_far_it_is():
     shown = Progress(TRIALS, Forecast())
     assert shown.describe() == "0 of 100, starting Ray"
     shown.note_waiting(1, 4)
@@ -41,10 +41,12 @@ def test_it_says_what_it_waits_for_and_how_far_it_is():
     shown.note_finish(finish(TRIALS[2], "failed", math.nan))
     assert shown.describe().startswith("3 of 100, 2 running, 1 diverged, 1 failed, about ")
     shown.note_stop()
-    assert shown.describe() == "3 of 100, stopping (Ctrl-C again: at once), 1 diverged, 1 failed"
+    assert (
+        shown.describe() == "3 of 100, stopping (Ctrl-C again stops at once), 1 diverged, 1 failed"
+    )
 
 
-def test_the_time_left_is_that_of_what_is_left_and_of_the_start_before_it(clock):
+def test_the_time_left_covers_the_missing_trials_and_the_start_up(clock):
     shown = Progress(TRIALS, forecast := Forecast())
     forecast.note(TRIALS[0], 2.0)
     shown.count_workers(2)
@@ -59,8 +61,8 @@ def test_the_time_left_is_that_of_what_is_left_and_of_the_start_before_it(clock)
     assert shown._estimate_time_left() == 0
 
 
-def test_pricing_a_large_grid_takes_no_more_than_its_share(clock):
-    """A look at a hundred thousand trials takes seconds, and the display asks four times in one."""
+def test_estimating_a_large_grid_takes_no_more_than_its_share(clock):
+    """Estimating a hundred thousand trials takes seconds, and the display asks four times a second."""
 
     class Slow(Forecast):
         looks = 0
@@ -75,7 +77,7 @@ def test_pricing_a_large_grid_takes_no_more_than_its_share(clock):
     while clock[0] < 1_000:
         shown.describe()
         clock[0] += 0.25
-    assert forecast.looks * 3.0 <= 1_000 * progress.PRICING_SHARE + 3.0
+    assert forecast.looks * 3.0 <= 1_000 * progress.ESTIMATING_SHARE + 3.0
 
 
 def test_lines_come_at_growing_intervals(clock):
@@ -102,10 +104,10 @@ def test_without_a_worker_for_long_a_line_says_how_to_find_out_why(clock):
     first, *complaints = out.getvalue().splitlines()
     assert "starting 8 workers" in first
     assert len(complaints) == 1
-    assert "0 of 100, no worker; --check-cluster says why" in complaints[0]
+    assert "0 of 100, no worker is running; --check-cluster says why" in complaints[0]
     shown.note_running(1)
     assert "1 running" in shown.describe()
-    shown.note_running(0)  # lost, and for as long as that nobody knows it
+    shown.note_running(0)  # lost just now: nothing to complain about yet
     assert "no worker" not in shown.describe()
     clock[0] += progress.NO_WORKER_AFTER + 1
     shown.note_running(0)

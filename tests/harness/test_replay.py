@@ -11,7 +11,7 @@ from harness.replay import main
 from harness.results.store import Store
 from harness.training.images import load_images
 from harness.training.train import prepare_worker, train_pack
-from tests.harness.conftest import make_rows, make_trial
+from tests.builders import make_rows, make_trial
 
 
 @pytest.fixture(scope="module")

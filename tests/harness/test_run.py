@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,13 @@ from harness.cluster.forecast import Forecast
 from harness.results.lease import Lease
 from harness.results.store import Store
 from harness.results.tally import Tally
-from harness.run import _log_into, main, refuse_other_code, select
+from harness.run import _log_into, main, refuse_other_code
 from harness.study.errors import GridError
 from harness.study.grid import load_grid
-from harness.study.records import FailureRow
+from harness.study.selection import select
+from harness.study.settings import describe_settings
 from harness.training.provenance import digest_code
-from tests.harness.conftest import make_rows
+from tests.builders import make_failure, make_rows
 
 GRID = """
 name: small
@@ -54,18 +55,7 @@ def finish(trials, location="results/small") -> Store:
 def fail(store: Store, trial, *, code_digest: str, attempts=(1, 2)) -> None:
     for attempt in attempts:
         store.write_failure(
-            FailureRow(
-                trial_id=trial.id,
-                trial=trial.label,
-                attempt=attempt,
-                run="before",
-                kind="exception",
-                message="ValueError: bad luck",
-                traceback="",
-                failed_at=datetime(2026, 1, 1, tzinfo=UTC),
-                host="",
-                code_digest=code_digest,
-            )
+            make_failure(trial, attempt=attempt, run="before", code_digest=code_digest)
         )
 
 
@@ -89,7 +79,8 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(grid, capsys):
     assert "to train   12" in said
     assert "on 1 CPU worker, guessed from the size of the networks" in said
     assert (
-        "(3 seeds, power 0.8, alpha 0.05 ahead of corrections, runs varying by 1.00 points" in said
+        "(3 seeds, power 0.8, alpha 0.05 before corrections, "
+        "standard deviation between seeds 1.00 points, assumed)" in said
     )
     assert list(Path.cwd().iterdir()) == [grid]
 
@@ -101,7 +92,7 @@ def test_a_plan_rests_on_what_has_been_trained(grid, capsys):
     assert "12 trials = 8 done + 4 missing" in said
     assert "to train   4" in said
     assert "roughly 14 s on 1 CPU worker, from 8 finished trials" in said  # 8 s, and 1.5 s each
-    assert "as seen so far" in said
+    assert "as measured so far" in said
 
 
 def test_options_may_stand_anywhere_and_overrides_among_them(grid, capsys):
@@ -122,6 +113,40 @@ def test_a_complete_grid_is_left_alone(grid, capsys):
     said = capsys.readouterr().out
     assert "small: 12 trials = 12 done, nothing to train" in said
     assert "report: python -m analysis.report results/small" in said
+
+
+def test_a_command_to_copy_is_quoted(grid, capsys):
+    finish(load_grid(grid).trials, "my $results")
+    assert main([str(grid), "--results", "my $results"]) == 0
+    assert "report: python -m analysis.report 'my $results'\n" in capsys.readouterr().out
+
+
+def test_what_the_grid_may_not_mean_is_said_once_and_not_at_all_if_quiet(grid, capsys):
+    main([str(grid), "--dry-run", "analysis.looks=[2, 9]"])
+    note = "analysis.looks=[2, 9]: a look at 9 seeds is planned, and the grid has 3: "
+    assert capsys.readouterr().err.count(note) == 1
+    main([str(grid), "--dry-run", "analysis.looks=[2, 9]", "-q"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["\x1b[2J.yaml"],
+        ["small.yaml", "\x1b[2J=1"],
+        ["small.yaml", "--dry-run", "--only", "placement=\x1b[2J"],
+        ["small.yaml", "--dry-run", "--only", "\x1b[2J"],
+        ["small.yaml", "--\x1b[2J"],
+        ["small.yaml", "--seeds", "\x1b[2J"],
+        ["small.yaml", "--results", "\x1b[2J", "--dry-run", "--only", "lr=3"],
+    ],
+)
+def test_an_argument_moves_no_terminal(grid, capsys, arguments):
+    with contextlib.suppress(SystemExit):  # argparse's
+        main(arguments)
+    said = "".join(capsys.readouterr())
+    assert "\\x1b[2J" in said or "lr=3" in said
+    assert "\x1b" not in said
 
 
 def test_diverged_trials_are_results(grid, capsys):
@@ -226,13 +251,13 @@ def test_of_very_many_trials_the_rows_are_read_and_the_rest_is_seen_to_be_there(
     grid, capsys, monkeypatch
 ):
     """Reading all of ten thousand trials takes a minute, at each start."""
-    monkeypatch.setattr("harness.run.MOST_CHECKED", 3)
+    monkeypatch.setattr("harness.results.places.LocalFolder.most_checked", 3)
     first, second, *_ = trials = load_grid(grid).trials
     finish(trials)
     here = f"{Path.cwd()}/results/small"
     note = (
-        f"{here}: 12 finished trials; their epochs and gradients are there but not read: "
-        f"python -m harness.upkeep check {here} reads them\n"
+        f"{here}: 12 finished trials; the content of their epochs and gradients was not checked. "
+        f"To check it: python -m harness.upkeep check {here}\n"
     )
     flipped = Path(f"results/small/epochs/{first.id}.parquet")
     flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
@@ -243,7 +268,7 @@ def test_of_very_many_trials_the_rows_are_read_and_the_rest_is_seen_to_be_there(
     assert capsys.readouterr().err == (
         f"{note}harness.run: {here}: 1 damaged or foreign file; nothing was changed\n"
         f"  gradients/{second.id}.parquet: is missing\n"
-        "To set them aside below damaged/ and train their trials again, add --repair\n"
+        "To move them to damaged/ and train their trials again, add --repair\n"
     )
 
 
@@ -279,9 +304,9 @@ def test_going_on_with_other_code_stops_and_says_so(grid, capsys):
     said = capsys.readouterr().err
     assert (
         "results/small: 3 finished trials of this plan come from other training code "
-        f"(digest of before of commit abc) than this (digest {digest_code()})" in said
+        "(commit abc) than this." in said
     )
-    assert said.endswith("go on with --accept-other-code\n")
+    assert said.endswith("add --accept-other-code\n")
     assert store.read_plan() is None
 
 
@@ -342,7 +367,7 @@ def test_a_folder_of_another_grid_of_the_same_name_is_used_and_that_is_said(grid
     finish(other.trials)
     assert main([str(grid), "epochs=3"]) == 0
     said = capsys.readouterr().err
-    assert "was last used for another grid, 'small', that shares no trial with this one" in said
+    assert "was last used for another grid, 'small', which shares no trial with this one" in said
     assert store.finished_ids() == {trial.id for trial in first.trials + other.trials}
     assert [plan.analysis.grid for plan in store.read_plans()] == ["small", "small"]
 
@@ -464,3 +489,31 @@ def test_one_of_a_thing_is_said_in_the_singular(grid, capsys):
     said = capsys.readouterr().out
     assert said.startswith("small: 1 cell, 1 trial; rows in results/small\n")
     assert "so far     1 trial = 0 done + 1 missing\n" in said
+
+
+def test_seeds_per_trial_is_the_pack_size_of_the_grids_trials(grid, capsys):
+    assert main([str(grid), "--dry-run", "--seeds-per-trial", "3", "--only", "pack_size=3"]) == 0
+    assert "to train   12" in capsys.readouterr().out
+    assert main([str(grid), "--dry-run", "--seeds-per-trial", "2"]) == 2
+    assert "a pack of 2 trains seeds 2 to 3 together" in capsys.readouterr().err
+
+
+def test_the_settings_are_printed_without_a_grid(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--settings"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"{describe_settings()}\n"
+
+
+@pytest.mark.parametrize("results", [[], ["--results", "here"]])
+def test_rows_never_go_into_the_copy_of_a_folder_that_ray_deletes(
+    grid, capsys, monkeypatch, results
+):
+    """There a `ray job submit --working-dir .` starts the run."""
+    copy = Path("session_1/runtime_resources/working_dir_files/_ray_pkg_0123")
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert main([str(grid), *results]) == 3
+    assert "Name a place that stays: --results with an absolute path" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+    assert main([str(grid), "--dry-run", "--results", str(grid.parent / "elsewhere")]) == 0

@@ -14,27 +14,14 @@ import pytest
 from harness.results.lease import Lease
 from harness.results.store import Store
 from harness.status import Status, main
-from harness.study.records import AnalysisPlan, FailureRow
-from tests.harness.conftest import make_rows, make_trial
+from harness.study.records import AnalysisPlan
+from tests.builders import make_failure, make_rows, make_trial
 
 TRIALS = [make_trial(placement=arm, seed=seed) for seed in range(3) for arm in ("before", "after")]
 
 
-def fail(store: Store, trial, *, attempt=1, kind="exception", message="ValueError: bad luck"):
-    store.write_failure(
-        FailureRow(
-            trial_id=trial.id,
-            trial=trial.label,
-            attempt=attempt,
-            run="now",
-            kind=kind,
-            message=message,
-            traceback='Traceback\n  File "a.py", line 1, in f\n  File "b.py", line 7, in step\nValueError',
-            failed_at=datetime(2026, 1, 1, tzinfo=UTC),
-            host="",
-            code_digest="",
-        )
-    )
+def fail(store: Store, trial, **columns):
+    store.write_failure(make_failure(trial, **columns))
 
 
 @pytest.fixture
@@ -65,6 +52,35 @@ def test_each_cell_is_counted_and_each_cause_is_named_once(store):
     assert lines[at + 1 : at + 3] == ['    File "b.py", line 7, in step', f"    {TRIALS[3].label}"]
     assert "1 attempt broke, of trials that were finished later" in lines
     assert "1 more finished trial, left out of this plan" in lines
+
+
+def test_a_terminal_obeys_nothing_that_stands_in_the_results(tmp_path, capsys):
+    store = Store(tmp_path)
+    title, clear = "\x1b]0;owned\x07", "\x1b[2J\x9b2J"
+    trial = make_trial(placement=f"af{clear}ter\r\nall done", dataset=f"digits{title}")
+    store.write_plan(AnalysisPlan(grid=f"small\u202e{clear}"), [trial], "name: small")
+    fail(store, trial, message=f"bad {title}\nluck", traceback=f'File "{clear}.py", line 7, in f')
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.splitlines())
+    assert "1 x exception: bad \\x1b]0;owned\\x07 luck" in said.splitlines()
+    assert main([str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr().out.rstrip("\n")
+    assert said.isprintable()
+    assert json.loads(said)["failures"][0]["message"] == f"bad {title}\nluck"
+
+
+def test_megabytes_of_text_are_a_few_lines_at_once(tmp_path, capsys):
+    huge = "x \x1b" * 1_700_000
+    trials = [make_trial(placement=huge, seed=seed) for seed in range(2)]
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid=huge), trials, huge)
+    for trial in trials:
+        fail(store, trial, message=huge, traceback=f'File "{huge}"')
+    begun = time.monotonic()
+    assert main([str(tmp_path)]) == 1
+    assert time.monotonic() - begun < 30
+    assert len(capsys.readouterr().out) < 5_000
 
 
 def test_programs_read_the_same(store, capsys):

@@ -14,8 +14,9 @@ from analysis.judgement.effects import (
     find_twins,
     gradient_effects,
 )
-from analysis.judgement.outcomes import Cell, Outcomes
+from analysis.judgement.outcomes import WINDOWS, Cell, Outcomes
 from analysis.load import load_results
+from analysis.statistics.looks import Look
 from analysis.statistics.multiplicity import holm
 from harness.study.records import AnalysisPlan
 from harness.study.trials import EVERY_PROGRAM
@@ -65,7 +66,7 @@ def make_outcomes(accuracy_PCS, *, cells=None, **changes):
             "seeds": tuple(range(seeds)),
             "block_C": np.arange(count),
             "accuracy_PCS": accuracy_PCS,
-            "flow_PCS": np.zeros_like(accuracy_PCS),
+            "flow_PCS": dict.fromkeys(WINDOWS, np.zeros_like(accuracy_PCS)),
             "ran_PCS": ran_PCS,
             "diverged_PCS": np.zeros(accuracy_PCS.shape, bool),
             "planned_PCS": np.ones(accuracy_PCS.shape[-3:], bool),
@@ -249,7 +250,7 @@ def test_a_twin_differs_in_its_skips_and_in_nothing_else():
 
 def test_holm_runs_within_each_family_of_cells(effects):
     for family in {effect.family for effect in effects}:
-        cells = [e for e in effects if e.family == family and e.kind == "cell"]
+        cells = [e for e in effects if e.family == family and e.kind == "cell" and not e.window]
         expected = holm([cell.p for cell in cells]) if cells else []
         assert [cell.p_holm for cell in cells] == pytest.approx(list(expected))
     assert len([e for e in effects if e.family == "C1" and e.kind == "cell"]) == 4
@@ -267,11 +268,12 @@ def test_each_study_has_families_of_its_own():
 
 
 def test_gradient_flow_is_judged_in_dex_at_the_margin_of_the_plan(results):
-    effect = pick(gradient_effects(results), label="skip-free CNNs", family="C2")
-    assert effect.unit == "dex"
-    assert effect.margin == pytest.approx(np.log10(1.25))
-    assert effect.estimate == pytest.approx(0.3, abs=5 * effect.se)
-    assert np.isnan(effect.test_se)
+    for window in WINDOWS:
+        effect = pick(gradient_effects(results), label="skip-free CNNs", family="C2", window=window)
+        assert effect.unit == "dex"
+        assert effect.margin == pytest.approx(np.log10(1.25))
+        assert effect.estimate == pytest.approx(0.3, abs=5 * effect.se)
+        assert np.isnan(effect.test_se)
 
 
 def test_one_seed_gives_an_estimate_and_no_error():
@@ -295,8 +297,11 @@ def test_divergences_are_counted_and_their_pairs_left_out():
         accuracy_PCS, diverged_PCS=diverged_PCS, ran_PCS=np.ones((2, 1, 4), bool)
     )
     effect = pick(find_effects("accuracy", [outcomes], PLAN), kind="cell")
-    assert (effect.diverged_arm, effect.diverged_baseline, effect.diverged_both) == (2, 0, 0)
+    assert (effect.untrained_arm, effect.untrained_baseline, effect.untrained_both) == (2, 0, 0)
     assert effect.p_mcnemar == stats.binomtest(2, 2).pvalue
+    assert effect.risk == 0.5
+    assert effect.risk_low < 0
+    assert 0.5 < effect.risk_high < 1
     assert effect.differences == (2.0, 1.0)
     assert effect.seeds == (0, 3)
 
@@ -341,12 +346,68 @@ def test_the_test_sets_part_of_the_error_is_what_more_seeds_do_not_remove():
     assert describe(draw(100 * images)).test_se == pytest.approx(image_part / 10, rel=0.1)
 
 
-def test_seed_noise_alone_leaves_nothing_to_the_test_set():
+def test_a_variance_estimated_below_zero_is_missing_and_not_zero():
     rng = np.random.default_rng(1)
-    correct_PCSN = (rng.random((2, 1, 8, 4_000)) < 0.9).astype(np.int8)
-    outcomes = make_outcomes(100 * correct_PCSN.mean(-1), correct_PCSN=correct_PCSN)
-    effect = pick(find_effects("accuracy", [outcomes], PLAN), kind="cell")
-    assert effect.test_se < 0.35 * effect.se
+    found = []
+    for _ in range(20):
+        correct_PCSN = (rng.random((2, 1, 8, 4_000)) < 0.9).astype(np.int8)
+        outcomes = make_outcomes(100 * correct_PCSN.mean(-1), correct_PCSN=correct_PCSN)
+        found.append(pick(find_effects("accuracy", [outcomes], PLAN), kind="cell"))
+    test_se = np.array([effect.test_se for effect in found])
+    assert 3 <= np.isnan(test_se).sum() <= 17  # with no image effect about every other one
+    assert np.all(np.isnan(test_se) | (test_se > 0))
+    assert np.nanmax(test_se / [effect.se for effect in found]) < 1
+
+
+def test_a_difference_far_from_the_others_of_its_cell_is_flagged_by_its_seed():
+    accuracy_PCS = np.full((2, 3, 6), 90.0)
+    accuracy_PCS[1] += [0.1, 0.2, 0.15, 0.12, 0.18, 0.14]
+    accuracy_PCS[1, 0, 3] += 9.0
+    accuracy_PCS[1, 1, 3] += 0.1  # within what chance does
+    accuracy_PCS[:, 2, 4:] = np.nan
+    accuracy_PCS[1, 2, 3] += 9.0  # four pairs are too few to tell
+    outcomes = make_outcomes(accuracy_PCS, seeds=(0, 1, 2, 7, 8, 9))
+    effects = find_effects("accuracy", [outcomes], PLAN)
+    assert [e.outlier for e in effects if e.kind == "cell"] == [7, None, None]
+    assert {e.outlier for e in effects if e.kind == "pooled"} == {None}
+
+
+def test_dull_and_thin_cells_are_listed_and_left_out_of_the_pool():
+    accuracy_PCS = 90 + np.random.default_rng(0).normal(size=(2, 3, 6))
+    accuracy_PCS[:, 0] = 99.9
+    accuracy_PCS[1, 1, 2:] = np.nan
+    effects = find_effects("accuracy", [make_outcomes(accuracy_PCS)], PLAN)
+    cells = [e for e in effects if e.kind == "cell"]
+    assert [e.pairs for e in cells] == [6, 2, 6]
+    pooled = pick(effects, kind="pooled")
+    assert (pooled.estimate, pooled.p) == pytest.approx((cells[2].estimate, cells[2].p))
+
+
+def test_every_number_of_an_effect_allows_for_the_looks_before_it():
+    accuracy_PCS = 90 + np.random.default_rng(0).normal(size=(2, 2, 6))
+    diverged_PCS = np.zeros((2, 2, 6), bool)
+    diverged_PCS[1, 0, 0] = True
+    accuracy_PCS[diverged_PCS] = np.nan
+    once = make_outcomes(accuracy_PCS, diverged_PCS=diverged_PCS, ran_PCS=np.ones((2, 2, 6), bool))
+    early = replace(once, look=Look((0.5,)))
+    first, second = (find_effects("accuracy", [o], PLAN)[0] for o in (once, early))
+    assert first.estimate == second.estimate
+    for name in ("p", "p_sign_flip", "p_sign_flip_floor", "p_tost", "p_minimal", "p_holm"):
+        assert getattr(second, name) > getattr(first, name) or getattr(first, name) == 1.0, name
+    for low, high in (("low", "high"), ("low90", "high90"), ("risk_low", "risk_high")):
+        assert getattr(second, low) < getattr(first, low)
+        assert getattr(second, high) > getattr(first, high)
+
+
+def test_the_control_arm_of_the_head_is_shown_beside_the_claims():
+    cells = tuple(
+        Cell(architecture="plain", depth=8, variant=f"final_norm={on}", is_control=on)
+        for on in (False, True)
+    )
+    accuracy_PCS = 90 + np.random.default_rng(0).normal(size=(2, 2, 5))
+    effects = find_effects("accuracy", [make_outcomes(accuracy_PCS, cells=cells)], PLAN)
+    assert [e.family for e in effects if e.kind == "cell"] == ["C1", "exploratory: head"]
+    assert pick(effects, kind="pooled", family="C1").pairs == 5
 
 
 def test_beyond_exact_sign_flips_the_generator_decides_and_repeats():

@@ -5,12 +5,10 @@ import pandas as pd
 import pytest
 
 from analysis.judgement import outcomes
-from analysis.judgement.outcomes import collect_outcomes, measure_flow
+from analysis.judgement.outcomes import WINDOWS, collect_outcomes, measure_flows
 from analysis.load import load_results
-from harness.study.records import AnalysisPlan
 from tests.analysis.conftest import Study, write_study
-
-PLAN = AnalysisPlan(grid="g")
+from tests.analysis.judgement.conftest import make
 
 
 def collect(folder, study):
@@ -20,78 +18,28 @@ def collect(folder, study):
 
 
 def readings(**columns):
-    """One trial: layers 0 and 1 at steps 0, 10, 40 (the first epoch's end) and 80."""
-    steps = [0, 10, 40, 80]
-    frame = pd.DataFrame(
-        [
-            {
-                "trial_id": "t",
-                "step": step,
-                "epoch": step / 40,
-                "layer_index": layer,
-                "actgrad_total": 10.0 ** (layer + number),
-            }
-            for number, step in enumerate(steps)
-            for layer in (0, 1)
-        ]
-    )
-    return frame.assign(**columns)
+    """One trial: one reading at steps 0, 10, 40 (the first epoch's end), 60, 80 and 120."""
+    steps = np.array([0, 10, 40, 60, 80, 120])
+    frame = {"trial_id": "t", "step": steps, "epoch": steps / 40, "mean": [0.0, 1, 2, 9, 3, 7]}
+    return pd.DataFrame({**frame, "first": 5.0, "fall": -1.0, **columns})
 
 
 @pytest.mark.parametrize(
-    ("window", "layer", "expected"),
-    [
-        ("first-epoch", "first", (1 + 2) / 2),  # steps 10 and 40, never step 0
-        ("all", "first", (0 + 1 + 2 + 3) / 4),
-        ("init", "first", 0),
-        ("last", "first", 3),
-        ("first-epoch", "mean", (1 + 2 + 2 + 3) / 4),
-        ("first-epoch", "slope", 1),
-    ],
+    ("window", "expected"),
+    [("init", 0), ("first", (1 + 2) / 2), ("whole", (2 + 3 + 7) / 3)],
 )
-def test_flow_is_the_scalar_the_plan_fixed(window, layer, expected):
-    plan = replace(PLAN, gradient_window=window, gradient_layer=layer)
-    assert measure_flow(readings(), plan)["t"] == pytest.approx(expected)
+def test_flow_is_the_mean_of_the_readings_of_a_window(window, expected):
+    """Equally spaced over the whole training: its early, dense readings are not most of it."""
+    flows = measure_flows(readings())
+    assert flows.loc["t", ("mean", window)] == pytest.approx(expected)
+    assert flows.loc["t", ("first", window)] == 5
+    assert flows.loc["t", ("fall", window)] == -1
 
 
-def test_flow_takes_the_column_of_the_plan():
-    rows = readings(wgrad_norm=100.0)
-    assert measure_flow(rows, replace(PLAN, gradient_column="wgrad_norm"))["t"] == 2
-
-
-def test_the_slope_over_layers_is_least_squares_times_the_distance():
-    rows = readings().iloc[:0]
-    values = np.random.default_rng(0).normal(size=5)
-    rows = pd.DataFrame(
-        {
-            "trial_id": "t",
-            "step": 10,
-            "epoch": 0.25,
-            "layer_index": range(5),
-            "actgrad_total": 10.0**values,
-        }
-    )
-    flow = measure_flow(rows, replace(PLAN, gradient_layer="slope"))["t"]
-    assert flow == pytest.approx(4 * np.polyfit(range(5), values, 1)[0])
-
-
-def test_flow_that_died_out_is_small_and_not_missing():
-    rows = readings(actgrad_total=0.0)
-    assert measure_flow(rows, PLAN)["t"] == pytest.approx(np.log10(2.0**-126))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("layer", ["first", "mean", "slope"])
-def test_a_reading_that_is_no_number_is_not_averaged_away(value, layer):
-    rows = readings()
-    rows.loc[2, "actgrad_total"] = value
-    assert np.isnan(measure_flow(rows, replace(PLAN, gradient_layer=layer))["t"])
-
-
-def test_unknown_words_of_the_plan_are_refused():
-    for name in ("gradient_window", "gradient_layer"):
-        with pytest.raises(ValueError, match="'nonsense'"):
-            measure_flow(readings(), replace(PLAN, **{name: "nonsense"}))
+def test_a_reading_that_is_no_number_is_not_averaged_away():
+    flows = measure_flows(readings(mean=[0, 1, 2, 9, np.nan, 7])).loc["t"]
+    assert np.isnan(flows["mean", "whole"])
+    assert flows["mean", "first"] == 1.5
 
 
 def test_every_value_lands_in_its_own_place(tmp_path):
@@ -126,9 +74,100 @@ def test_lost_and_diverged_trials_are_told_apart(tmp_path):
     np.testing.assert_array_equal(
         outcomes.have_run("after", "before")[0], [True, False, True, True, True]
     )
-    counted = outcomes.count_divergences("after", "before", np.array([True]))
-    assert (counted.arm_only, counted.baseline_only, counted.both) == (0, 1, 0)
-    assert np.isnan(outcomes.difference("gradient", "after", "before")[0, 2])
+    risk = outcomes.risk("after", "before", np.array([True]))
+    assert (risk.arm_only, risk.baseline_only, risk.pairs) == (0, 1, 4)
+    assert outcomes.count_untrained("before", np.array([True])) == (1, 0)
+    assert np.isnan(outcomes.difference("whole", "after", "before")[0, 2])
+
+
+def test_a_trial_that_finished_at_chance_did_not_train(tmp_path):
+    """Digits have ten classes and these files 2,000 test images: guessing seldom reaches 12.1 %."""
+    study = Study(
+        architectures=["plain"],
+        depths=[8],
+        trial_sd=0.0,
+        block_sd=0.0,
+        accuracy=lambda t: (
+            {0: -80.0, 1: -78.2, 2: -77.7}.get(t.seed, 0.0) * (t.placement == "after")
+        ),
+    )
+    _, (outcomes,) = collect(tmp_path, study)
+    assert outcomes.least_accuracy == pytest.approx(10 + 310 * np.sqrt(0.09 / 2_000))
+    assert outcomes.trained_PCS[1, 0].tolist() == [False, False, True, True, True]
+    assert outcomes.count_untrained("after", np.array([True])) == (0, 2)
+    assert np.isnan(outcomes.values_of("whole", "after")[0, :2]).all()
+    assert outcomes.scores_of("after")[0, 0] == pytest.approx(10.0)
+    unknown = replace(outcomes, chance=float("nan"))
+    assert unknown.trained_PCS[1, 0].all()
+
+
+def test_a_diverged_trial_scores_as_guessing():
+    outcomes = make([0.0], diverges=[("after", 0, 1)], architectures=("plain",))
+    assert outcomes.scores_of("after")[0, 1] == 10.0
+    assert np.isnan(outcomes.values_of("accuracy", "after")[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("accuracy_PS", "dull"),
+    [
+        ([[99.9, 99.8], [99.9, 99.7]], True),
+        ([[99.0, 99.2], [99.1, 99.3]], False),
+        ([[98.0, 98.2], [99.8, 99.9]], False),  # one has nothing left to gain, and that shows
+        ([[99.4, 99.4], [99.8, 99.8]], True),  # 0.4 left on average
+        ([[10.0, 9.8], [10.3, 10.0]], True),
+        ([[10.0, 9.8], [99.9, 99.9]], False),
+        ([[np.nan, np.nan], [np.nan, np.nan]], False),  # not run: missing, not dull
+    ],
+)
+def test_cells_in_which_nothing_could_have_shown(accuracy_PS, dull):
+    accuracy_PCS = np.array(accuracy_PS)[:, None]
+    outcomes = make([0.0], architectures=("plain",), seeds=2, placements=("before", "after"))
+    outcomes = replace(outcomes, accuracy_PCS=accuracy_PCS, ran_PCS=np.isfinite(accuracy_PCS))
+    assert outcomes.are_uninformative("after", "before", 0.5).tolist() == [dull]
+
+
+def test_an_arm_that_borrows_steps_is_checked_against_its_donors(tmp_path):
+    """The largest of all layers and readings, the one at initialisation aside."""
+    own, _ = collect(tmp_path / "own", Study(architectures=["plain"], depths=[8], seeds=[0, 1]))
+    grafted = Study(
+        architectures=["plain"],
+        depths=[8],
+        seeds=[0, 1],
+        placements=["after"],
+        settings={"flow": "before"},
+    )
+    borrowed, _ = collect(tmp_path / "borrowed", grafted)
+    both = replace(
+        own,
+        **{
+            name: pd.concat([getattr(own, name), getattr(borrowed, name)], ignore_index=True)
+            for name in ("planned", "trials", "gradients", "readings")
+        },
+    )
+    arm = "after with the flow of before"
+    ids = set(borrowed.planned["trial_id"])
+
+    def error(step, factor):
+        gradients = both.gradients.copy()
+        one = gradients["trial_id"].isin(ids) & (gradients["step"] == step)
+        one &= gradients["layer_index"] == 3
+        gradients.loc[gradients.index[one][:1], "update_ratio"] *= factor
+        (outcomes,) = collect_outcomes(replace(both, gradients=gradients))
+        return outcomes.graft_errors[arm]
+
+    assert error(0, 3.0) == 0.0
+    assert error(10, 1.1) == pytest.approx(np.log(1.1))
+    assert error(10, 0.5) == pytest.approx(np.log(2))
+    assert error(10, 0.0) == np.inf
+    tiny = both.gradients.assign(
+        update_ratio=both.gradients["update_ratio"].where(both.gradients["step"] != 30, 1e-7)
+    )
+    both = replace(both, gradients=tiny)
+    assert error(30, 1.2) == 0.0  # the rounding of a step that hardly is one
+    nothing = replace(both, gradients=both.gradients[~both.gradients["trial_id"].isin(ids)])
+    assert np.isnan(collect_outcomes(nothing)[0].graft_errors[arm])
+    assert not np.isnan(collect_outcomes(own)[0].chance)
+    assert collect_outcomes(own)[0].graft_errors == {}
 
 
 def test_cells_of_one_architecture_and_depth_are_named_by_what_differs(tmp_path):
@@ -141,7 +180,7 @@ def test_cells_of_one_architecture_and_depth_are_named_by_what_differs(tmp_path)
         results[0],
         planned=pd.concat([r.planned for r in results]),
         trials=pd.concat([r.trials for r in results]),
-        gradients=pd.concat([r.gradients for r in results]),
+        readings=pd.concat([r.readings for r in results]),
     )
     (outcomes,) = collect_outcomes(both)
     assert [cell.label for cell in outcomes.cells] == [
@@ -228,23 +267,24 @@ def test_cells_carry_the_settings_that_others_are_compared_by(tmp_path):
     assert 128 in found.cells[0].settings  # the batch size
 
 
-@pytest.mark.parametrize("layer", ["first", "mean", "slope"])
-@pytest.mark.parametrize("window", ["init", "first-epoch", "last", "all"])
-def test_flow_is_also_measured_with_another_layer_or_time(tmp_path, layer, window):
-    plan = replace(PLAN, gradient_layer=layer, gradient_window=window)
-    results, (found,) = collect(tmp_path, Study(seeds=range(2), plan=plan))
-    plans = dict(outcomes.vary_flow(plan))
-    assert list(found.other_flows) == list(plans)
-    for other in plans.values():
-        same = [other.gradient_layer == layer, other.gradient_window == window]
-        assert sorted(same) == [False, True]
-    trial = results.trials.query("placement == 'after' and depth == 8 and seed == 1").iloc[0]
-    assert trial["architecture"] == "plain"
+def test_the_layers_are_also_reduced_in_other_ways(tmp_path):
+    results, (found,) = collect(tmp_path, Study(seeds=range(2)))
+    trial = results.trials.query(
+        "architecture == 'plain' and placement == 'after' and depth == 8 and seed == 1"
+    ).iloc[0]
     p, c = found.placements.index("after"), [cell.label for cell in found.cells].index("plain-8")
-    for name, other in plans.items():
-        expected = measure_flow(results.gradients, other)[trial["trial_id"]]
-        assert found.other_flows[name][p, c, 1] == expected
-    assert len({float(flow_PCS[p, c, 1]) for flow_PCS in found.other_flows.values()}) == len(plans)
+    measured = measure_flows(results.readings).loc[trial["trial_id"]]
+    assert found.other_flows.keys() == {"at the first layer", "as its fall over the layers"}
+    for window in WINDOWS:
+        assert found.flow_PCS[window][p, c, 1] == measured["mean", window]
+        for column, name in (
+            ("first", "at the first layer"),
+            ("fall", "as its fall over the layers"),
+        ):
+            assert found.other_flows[name][window][p, c, 1] == measured[column, window]
+    # The twin: the rows of the file, the mean over layers at the first reading.
+    rows = results.gradients.query(f"trial_id == '{trial['trial_id']}' and step == 0")
+    assert measured["mean", "init"] == pytest.approx(np.log10(rows["actgrad_rel"]).mean())
 
 
 def test_tuning_trials_take_no_part(tmp_path):
@@ -258,4 +298,4 @@ def test_the_floor_is_the_variance_that_rounding_alone_gives_a_difference(tmp_pa
     rounded = np.rint(exact / outcomes.resolution) * outcomes.resolution
     error = (rounded - exact)[0] - (rounded - exact)[1]
     assert outcomes.floor("accuracy") == pytest.approx(error.var(), rel=0.02)
-    assert 0 < outcomes.floor("gradient") < 1e-12
+    assert 0 < outcomes.floor("whole") < 1e-12

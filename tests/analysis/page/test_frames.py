@@ -53,7 +53,7 @@ def test_flow_is_the_mean_of_logs_with_the_interval_of_student(results, readings
     for name in trials["trial_id"]:
         rows = results.gradients[results.gradients["trial_id"] == name]
         one = rows[(rows["step"] == row["step"]) & (rows["layer_index"] == row["layer_index"])]
-        logs.append(math.log10(one["actgrad_total"].item()))
+        logs.append(math.log10(one["actgrad_rel"].item()))
     low, high = stats.t.interval(0.95, len(logs) - 1, np.mean(logs), stats.sem(logs))
     assert row["mean"] == pytest.approx(np.mean(logs))
     assert (row["low"], row["high"]) == pytest.approx((low, high))
@@ -74,7 +74,7 @@ def test_differences_of_flow_are_paired_by_seed(results, readings):
             ].tolist()
             rows = results.gradients[results.gradients["trial_id"].isin(name)]
             one = rows[(rows["step"] == row["step"]) & (rows["layer_index"] == row["layer_index"])]
-            values[placement] = one["actgrad_total"].tolist()
+            values[placement] = one["actgrad_rel"].tolist()
         if values["after"] and values["before"]:
             pairs.append(math.log10(values["after"][0]) - math.log10(values["before"][0]))
     assert row["trials"] == len(pairs) == 4
@@ -87,7 +87,7 @@ def test_an_absent_placement_has_no_differences(readings):
 
 
 def test_readings_without_a_logarithm_are_left_out(results):
-    silent = results.gradients.assign(actgrad_total=0.0)
+    silent = results.gradients.assign(actgrad_rel=0.0)
     muted = type(results)(**{**vars(results), "gradients": silent})
     assert tables.read_flow(muted, tables.tabulate_trials(results)).empty
 

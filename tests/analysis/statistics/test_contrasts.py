@@ -1,7 +1,6 @@
 import numpy as np
 import pingouin
 import pytest
-import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -10,43 +9,16 @@ from statsmodels.stats.weightstats import ttost_paired
 from analysis.statistics.contrasts import (
     estimate_cells,
     estimate_contrast,
-    estimate_mediation,
-    heterogeneity_test,
     mean_weights,
     trend_weights,
     twin_weights,
 )
-from analysis.statistics.resampling import product_interval, sign_flip_test
+from analysis.statistics.looks import Look
+from analysis.statistics.resampling import sign_flip_test
 
 # Student's sleep data as in R: extra hours of sleep of ten patients under two drugs.
 SLEEP_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
 SLEEP_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
-
-# Perceived hazard of a drug with a simple name and with a complex one, and willingness to buy each.
-DOHLE_SIEGRIST = [
-    (3.8, 4.4, 4.4, 3.6),
-    (4.2, 5.2, 4.2, 2.0),
-    (4.0, 4.0, 4.0, 4.0),
-    (4.4, 3.0, 3.0, 5.2),
-    (2.2, 4.2, 5.2, 3.6),
-    (3.2, 4.2, 4.8, 3.6),
-    (6.6, 7.0, 1.0, 1.0),
-    (2.8, 4.8, 4.6, 3.8),
-    (3.4, 4.8, 4.6, 3.2),
-    (3.2, 4.6, 4.6, 3.8),
-    (4.2, 4.0, 4.8, 5.0),
-    (4.4, 5.6, 2.8, 1.6),
-    (3.6, 4.8, 2.0, 1.2),
-    (7.0, 5.4, 1.0, 1.0),
-    (4.0, 4.0, 4.0, 4.0),
-    (3.8, 3.8, 4.2, 4.2),
-    (4.0, 4.4, 3.0, 2.6),
-    (2.6, 5.0, 5.4, 4.4),
-    (2.6, 5.8, 5.0, 3.8),
-    (4.0, 4.0, 4.0, 4.0),
-    (4.0, 4.0, 4.0, 4.0),
-    (3.2, 5.8, 4.2, 2.8),
-]
 
 
 def pooled(diff_CS, weight_C=None, block_C=None, floor=0.0):
@@ -270,136 +242,6 @@ def test_twins_count_only_where_both_are_there():
     np.testing.assert_allclose(twin_weights(diff_CS, twin_KC), [1, 0, -1, 0])
 
 
-def test_heterogeneity_is_welchs_analysis_of_variance():
-    samples = [draw(5), draw(7, seed=1, sd=2), draw(4, seed=2, sd=0.5)]
-    padded_CS = np.full((3, 7), np.nan)
-    for c, sample in enumerate(samples):
-        padded_CS[c, : len(sample)] = sample
-    found = heterogeneity_test(estimate_cells(padded_CS), np.ones(3, bool))
-    assert found == pytest.approx(stats.f_oneway(*samples, equal_var=False).pvalue)
-
-
-def test_one_part_does_not_differ_from_itself():
-    parts = estimate_cells(draw(2, 5))
-    assert heterogeneity_test(parts, np.array([True, False])) == 1.0
-
-
-def test_in_one_cell_mediation_is_least_squares():
-    rng = np.random.default_rng(3)
-    accuracy_S, flow_S, mean_S = rng.normal(size=(3, 8))
-    accuracy_S[0] = flow_S[3] = np.nan
-    used = np.isfinite(accuracy_S) & np.isfinite(flow_S)
-    design = sm.add_constant(np.column_stack([flow_S[used], mean_S[used]]))
-    oracle = sm.OLS(accuracy_S[used], design).fit()
-    found = estimate_mediation(accuracy_S[None], flow_S[None], mean_S[None])
-    assert found.slope == pytest.approx(oracle.params[1])
-    assert found.se == pytest.approx(oracle.bse[1])
-    assert found.df == pytest.approx(oracle.df_resid)
-    assert found.p == pytest.approx(oracle.pvalues[1])
-
-
-def test_mediation_gives_each_cell_a_variance_of_its_own():
-    """The slow twin: dummies for cells, residuals and leverages from the full design matrix."""
-    rng = np.random.default_rng(3)
-    flow_CS, mean_CS = rng.normal(size=(2, 3, 6))
-    spread_C1 = np.array([[0.5], [1.0], [3.0]])
-    accuracy_CS = 2 * flow_CS + spread_C1 * rng.normal(size=(3, 6)) + np.array([[0], [5], [-5]])
-    accuracy_CS[0, 0] = flow_CS[1, 1] = np.nan
-    used = np.isfinite(accuracy_CS) & np.isfinite(flow_CS)
-    cell = np.broadcast_to(np.arange(3)[:, None], (3, 6))[used]
-    design = np.column_stack([flow_CS[used], mean_CS[used], np.eye(3)[cell]])
-    oracle = sm.OLS(accuracy_CS[used], design).fit()
-    leverage = oracle.get_influence().hat_matrix_diag
-    row = np.linalg.pinv(design)[0]  # of the flow's slope
-    parts, frees = [], []
-    for c in range(3):
-        free = (cell == c).sum() - leverage[cell == c].sum()
-        variance = (oracle.resid[cell == c] ** 2).sum() / free
-        parts.append(variance * (row[cell == c] ** 2).sum())
-        frees.append(free)
-    found = estimate_mediation(accuracy_CS, flow_CS, mean_CS)
-    assert found.slope == pytest.approx(oracle.params[0])
-    assert found.se == pytest.approx(np.sqrt(sum(parts)))
-    df = sum(parts) ** 2 / sum(p**2 / free for p, free in zip(parts, frees, strict=True))
-    assert found.df == pytest.approx(df)
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.slope / found.se), df))
-
-
-@pytest.mark.parametrize("path", [0.0, 1.0])
-@pytest.mark.parametrize(
-    ("seeds", "accuracy_sd", "flow_sd"),
-    [
-        (5, [1, 1, 1, 1], [1, 1, 1, 1]),
-        (5, [0.4, 0.4, 0.4, 4], [0.4, 0.4, 0.4, 4]),
-        (5, [4, 0.4, 0.4, 0.4], [0.4, 0.4, 0.4, 4]),
-        (3, [0.4, 0.4, 0.4, 4], [0.4, 0.4, 0.4, 4]),
-    ],
-)
-def test_noisy_cells_in_which_flow_varies_too_do_not_pose_as_a_path(
-    seeds, accuracy_sd, flow_sd, path
-):
-    """With one variance for all cells the second case errs in 44 of 100 grids."""
-    grids = 4_000
-    rng = np.random.default_rng(0)
-    flow_RCS, mean_RCS = rng.normal(size=(2, grids, 4, seeds)) * np.array(flow_sd)[:, None]
-    noise_RCS = rng.normal(size=(grids, 4, seeds)) * np.array(accuracy_sd)[:, None]
-    found = estimate_mediation(path * flow_RCS + noise_RCS, flow_RCS, mean_RCS)
-    errs = 2 * stats.t.sf(np.abs(found.slope - path) / found.se, found.df) <= 0.05
-    assert errs.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / grids)
-
-
-def test_mediation_agrees_with_the_published_within_participant_example():
-    """Dohle & Siegrist 2014, experiment 1: drugs with simple and with complex names, 22 people.
-
-    Data and output as in R's JSmediation, by the authors of the method:
-    github.com/cedricbatailler/JSmediation, data-raw/dohle.csv and
-    reference/add_index.within_participant_mediation.html.
-    """
-    hazard_simple, hazard_complex, willing_simple, willing_complex = np.array(DOHLE_SIEGRIST).T
-    flow_S = hazard_simple - hazard_complex
-    a = pooled([flow_S])
-    assert a.estimate == pytest.approx(-0.800, abs=5e-4)
-    assert a.se == pytest.approx(0.258, abs=5e-4)
-    assert (a.df, a.p) == (21, pytest.approx(0.005, abs=5e-4))
-    total = pooled([willing_simple - willing_complex])
-    assert total.estimate == pytest.approx(0.564, abs=5e-4)
-    assert total.se == pytest.approx(0.193, abs=5e-4)
-    b = estimate_mediation(
-        (willing_simple - willing_complex)[None],
-        flow_S[None],
-        ((hazard_simple + hazard_complex) / 2)[None],
-    )
-    assert b.slope == pytest.approx(-0.598, abs=5e-4)
-    assert b.se == pytest.approx(0.113, abs=5e-4)
-    assert b.df == pytest.approx(19)
-    assert abs(b.slope / b.se) == pytest.approx(5.29, abs=5e-3)
-    assert a.estimate * b.slope == pytest.approx(0.479, abs=5e-4)
-    interval = product_interval(
-        float(a.estimate),
-        float(a.se),
-        float(a.df),
-        float(b.slope),
-        float(b.se),
-        float(b.df),
-        rng=np.random.default_rng(0),
-    )
-    # Theirs draws 5,000 times from normals, ours from t: a little longer.
-    assert interval == pytest.approx((0.165, 0.867), abs=0.04)
-
-
-def test_differences_between_cells_do_not_pose_as_a_path():
-    """Deeper cells with more flow and more accuracy, and nothing within them."""
-    rng = np.random.default_rng(4)
-    depth_C1 = np.arange(6.0)[:, None]
-    noise = rng.normal(size=(3, 6, 8))
-    found = estimate_mediation(depth_C1 + noise[0], depth_C1 + noise[1], depth_C1 + noise[2])
-    assert abs(found.slope) < 3 * found.se
-
-
-def test_too_few_pairs_for_a_slope_give_none():
-    assert np.isnan(estimate_mediation(draw(1, 3), draw(1, 3, seed=1), draw(1, 3, seed=2)).slope)
-
-
 @given(st.floats(-3, 3), st.floats(0.1, 10))
 def test_units_and_signs_carry_through(shift, scale):
     diff_CS = draw(3, 5)
@@ -423,3 +265,23 @@ def test_intervals_hold_the_truth_as_often_as_they_say(block_C, missing):
     covers = np.mean(np.abs(found.estimate) <= found.half_width(0.95))
     assert 0.93 - 3 * np.sqrt(0.93 * 0.07 / grids) <= covers
     assert covers <= 0.97 + 3 * np.sqrt(0.97 * 0.03 / grids)
+
+
+def test_an_early_look_makes_every_p_larger_and_the_interval_longer():
+    """And each p still reaches its level just where the interval reaches the margin."""
+    look = Look((0.5,))
+    diff_CS = draw(2, 6)
+    only, early = (
+        estimate_contrast(diff_CS, np.full(2, 0.5), block_C=np.arange(2), look=each)
+        for each in (Look(), look)
+    )
+    assert early.estimate == only.estimate
+    assert early.se == only.se
+    for margin in (0.05, 1.5):
+        assert early.p_equivalent(margin) >= only.p_equivalent(margin)
+        assert early.p_beyond(margin) >= only.p_beyond(margin)
+    assert early.p > only.p
+    reach = float(abs(early.estimate) + early.half_width(0.90))
+    assert early.half_width(0.90) > only.half_width(0.90)
+    assert early.p_equivalent(reach) == pytest.approx(0.05, rel=1e-3)
+    assert estimate_cells(diff_CS, look=look).look == look

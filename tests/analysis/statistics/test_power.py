@@ -10,7 +10,6 @@ from analysis.statistics.power import (
     detectable_difference,
     pairs_needed,
     pairs_needed_to_equate,
-    pocock_level,
     sd_upper_bound,
     seeds_needed_to_decide,
     seeds_needed_to_settle,
@@ -131,23 +130,6 @@ def test_an_effect_at_the_margin_is_found_to_differ_but_never_placed():
     assert seeds_needed_to_decide(0.5, 0.5, **common, against_zero=False) is None
     assert seeds_needed_to_decide(-0.9, 0.5, **common, against_zero=False) is not None
     assert seeds_needed_to_decide(0.1, 0.5, **common, against_zero=False) is not None
-
-
-@pytest.mark.parametrize(
-    ("looks", "constant"),
-    [(1, 1.960), (2, 2.178), (3, 2.289), (4, 2.361), (5, 2.413), (6, 2.453), (10, 2.555)],
-)
-def test_pococks_constants_are_the_published_ones(looks, constant):
-    """Jennison & Turnbull 2000, Group Sequential Methods, table 2.1, two-sided 0.05."""
-    bound = stats.norm.isf(pocock_level(0.05, looks) / 2)
-    assert bound == pytest.approx(constant, abs=6e-4)
-
-
-def test_planned_looks_together_keep_their_level():
-    rng, grids = np.random.default_rng(0), 100_000
-    z_RK = rng.normal(size=(grids, 3)).cumsum(-1) / np.sqrt([1, 2, 3])
-    ever = (np.abs(z_RK) > stats.norm.isf(pocock_level(0.05, 3) / 2)).any(-1).mean()
-    assert ever == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / grids))
 
 
 def test_one_pair_detects_nothing():

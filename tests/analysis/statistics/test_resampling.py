@@ -6,13 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 
 from analysis.statistics.resampling import (
     hodges_lehmann,
-    mcnemar_test,
-    product_interval,
     sign_flip_floor,
+    sign_flip_tails,
     sign_flip_test,
     signed_rank_test,
     superiority,
@@ -122,44 +120,6 @@ def test_superiority_of_the_arms_adds_up_to_one(diff_P):
     assert superiority(diff_P) + superiority(-diff_P) == pytest.approx(1)
 
 
-@given(st.integers(0, 15), st.integers(0, 15))
-def test_mcnemar_agrees_with_statsmodels_and_with_the_binomial(arm_only, baseline_only):
-    p = float(mcnemar_test(arm_only, baseline_only))
-    assert p == pytest.approx(mcnemar([[3, arm_only], [baseline_only, 4]], exact=True).pvalue)
-    if arm_only + baseline_only:
-        assert p == pytest.approx(stats.binomtest(arm_only, arm_only + baseline_only).pvalue)
-
-
-def test_mcnemar_agrees_with_the_published_survey_of_approval():
-    """Agresti 1990, p. 350, as in R's help of mcnemar.test: binom.test(86, 86 + 150)."""
-    assert mcnemar_test(86, 150) == pytest.approx(3.716e-05, abs=5e-9)
-
-
-def test_mcnemar_takes_arrays():
-    np.testing.assert_allclose(mcnemar_test([0, 0, 3], [0, 6, 3]), [1.0, 0.03125, 1.0])
-
-
-def test_the_interval_of_a_product_agrees_with_the_exact_normal_case():
-    """With b known, a * b is a scaled t."""
-    low, high = product_interval(2.0, 0.5, 9, 3.0, 0.0, 9, draws=400_000, rng=rng())
-    half = 3.0 * 0.5 * stats.t.ppf(0.975, 9)
-    assert [low, high] == pytest.approx([6 - half, 6 + half], abs=0.03)
-
-
-@pytest.mark.parametrize("swap", [False, True])
-def test_the_interval_of_a_product_is_that_of_t_where_one_factor_is_sure(swap):
-    sure, unsure = (2.0, 1e-9, 100.0), (1.0, 0.5, 3.0)
-    first, second = (unsure, sure) if swap else (sure, unsure)
-    found = product_interval(*first, *second, draws=200_000, rng=np.random.default_rng(0))
-    half = stats.t.ppf(0.975, 3) * 0.5
-    assert found == pytest.approx((2 * (1 - half), 2 * (1 + half)), abs=0.06)
-
-
-def test_the_interval_of_a_product_depends_on_the_generator_alone():
-    interval = [product_interval(1, 1, 5, 1, 1, 5, rng=rng(seed)) for seed in (0, 0, 1)]
-    assert interval[0] == interval[1] != interval[2]
-
-
 @pytest.mark.parametrize(
     "diff_P", [np.array([1.0]), np.array([1.0, np.nan]), np.array([np.inf, 0])]
 )
@@ -176,3 +136,40 @@ def test_differences_equal_as_counts_of_images_are_ties():
     counts = np.array([3, 1, -2, 1, 5, -4])
     diff_P = 100 * ((9_000 + counts) / 10_000) - 100 * (9_000 / 10_000)
     assert sign_flip_test(diff_P, rng=rng()) == sign_flip_test(counts.astype(float), rng=rng())
+
+
+@given(arrays.arrays(float, st.integers(2, 7), elements=sixteenths))
+def test_one_sided_flips_are_tried_in_every_way(diff_P):
+    """The slow twin; and the two sides make the two-sided test."""
+    vectors = list(itertools.product([1, -1], repeat=len(diff_P)))
+    reached = sum(np.dot(vector, diff_P) >= diff_P.sum() for vector in vectors)
+    found = sign_flip_tails(diff_P, rng=rng())[0]
+    if not diff_P.any():
+        assert np.isnan(found)
+        return
+    assert found == reached / len(vectors)
+    if diff_P.sum() > 0:
+        assert sign_flip_test(diff_P, rng=rng()) == pytest.approx(2 * float(found))
+
+
+@pytest.mark.parametrize("pairs", [6, 30])
+def test_many_rows_are_flipped_each_by_itself_and_gaps_sum_to_nothing(pairs):
+    diff_RKP = rng(3).normal(0.3, 1, (3, 2, pairs))
+    diff_RKP[0, 1, 2:4] = np.nan
+    together = sign_flip_tails(diff_RKP, rng=rng(1))[0]
+    assert together.shape == (3, 2)
+    for place in np.ndindex(3, 2):
+        assert together[place] == sign_flip_tails(diff_RKP[place], rng=rng(1))[0]
+    if pairs <= 12:
+        rest_P = diff_RKP[0, 1][~np.isnan(diff_RKP[0, 1])]
+        assert together[0, 1] == sign_flip_tails(rest_P, rng=rng())[0]
+
+
+def test_a_sampled_one_sided_p_is_never_zero_and_estimates_the_exact_one():
+    diff_P = rng(7).normal(0.4, 1, 17)
+    exact = stats.permutation_test(
+        (diff_P,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="greater"
+    ).pvalue
+    error = 3 * np.sqrt(exact * (1 - exact) / 20_000)
+    assert sign_flip_tails(diff_P, draws=20_000, rng=rng())[0] == pytest.approx(exact, abs=error)
+    assert sign_flip_tails(np.arange(1.0, 41), draws=99, rng=rng())[0] == 1 / 100

@@ -20,7 +20,7 @@ from harness.cluster.costs import (
 )
 from harness.run import main
 from harness.study.errors import ClusterError
-from tests.harness.conftest import make_rows, make_trial
+from tests.builders import make_rows, make_trial
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster.yaml"

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from harness.cluster import fanout
-from harness.cluster.fanout import Request
+from harness.cluster.desk import Desk
+from harness.cluster.fanout import train_missing
+from harness.cluster.machine import count_cpus
+from harness.cluster.request import Request
 from harness.cluster.shards import EXCEPTIONS, KEEP_EVERY, STARTS, TIMEOUTS
+from harness.cluster.worker import train_with_torch
 from harness.results.store import TABLES, Store
 from harness.results.tables import find_differing_columns, to_table
 from harness.study.errors import ClusterError, DataError
-from harness.training.provenance import digest_code, read_commit
-from tests.harness.conftest import make_rows, make_trial
-
-ROOT = Path(__file__).parents[3]
+from tests.builders import make_rows, make_trial
 
 
 def make_seed(seed):
@@ -39,7 +36,7 @@ class Notebook:
         self.finishes = []
 
     def note_waiting(self, nodes, wanted):
-        self.waited_for = nodes, wanted
+        pass
 
     def count_workers(self, workers):
         self.workers = workers
@@ -51,10 +48,10 @@ class Notebook:
         self.finishes.append(finish)
 
 
-def train(trials, location, train=fanout.train_with_torch, *, seconds=0.5, **options):
+def train(trials, location, train=train_with_torch, *, seconds=0.5, **options):
     """Fan out with a stand-in for training; the store afterwards."""
     store = Store(location)
-    fanout.train_missing(
+    train_missing(
         trials,
         store,
         options.get("request", Request()),
@@ -196,14 +193,14 @@ def test_nobody_pays_for_a_neighbour_that_makes_tune_give_up(tmp_path, monkeypat
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     slow, culprit, well = trials = [make_trial(stage="is slow"), *map(make_seed, range(2))]
-    start = fanout._Desk.on_trial_start
+    start = Desk.on_trial_start
 
     def raise_for_culprit(self, *arguments, trial, **more):
         start(self, *arguments, trial=trial, **more)
-        if (culprit,) in self._shards[trial.config["shard"]].packs:
+        if (culprit,) in [due.pack for due in self._shards[trial.config["shard"]]]:
             raise RuntimeError("the raylet met something odd")
 
-    monkeypatch.setattr(fanout._Desk, "on_trial_start", raise_for_culprit)
+    monkeypatch.setattr(Desk, "on_trial_start", raise_for_culprit)
     rows = {trial.id: make_rows(trial) for trial in (slow, well)}
     store = train(trials, tmp_path, Misbehave(rows), seconds=1000.0)
     assert store.finished_ids() == {slow.id, well.id}
@@ -231,66 +228,7 @@ def test_what_no_node_could_hold_is_an_error_that_names_what_is_there(tmp_path):
     with pytest.raises(ClusterError) as raised:
         train([make_trial()], tmp_path, request=Request(gpus_per_trial=16))
     assert "a trial asks for 1 CPU and 16 GPUs, and no node has as much" in str(raised.value)
-    assert f"{fanout.count_cpus()} CPU" in str(raised.value)
-
-
-class Nodes:
-    """One more is up each time somebody looks."""
-
-    def __init__(self):
-        self.up = 0
-
-    def nodes(self):
-        self.up += 1
-        return [{"Alive": index < self.up} for index in range(9)]
-
-
-class NeverStop:
-    def wait(self, _seconds):
-        return False
-
-
-def test_a_run_waits_for_its_nodes_and_says_so(monkeypatch):
-    monkeypatch.setattr(fanout, "ray", Nodes())
-    notebook = Notebook()
-    fanout._wait_for_nodes(Request(address="auto", wait_for_nodes=4), notebook, NeverStop())
-    assert notebook.waited_for == (3, 4)
-
-
-def test_a_run_that_is_stopped_waits_no_longer(monkeypatch):
-    monkeypatch.setattr(fanout, "ray", Nodes())
-    stop = threading.Event()
-    stop.set()
-    notebook = Notebook()
-    fanout._wait_for_nodes(Request(address="auto", wait_for_nodes=4), notebook, stop)
-    assert notebook.waited_for == (1, 4)
-
-
-def test_a_ray_of_its_own_never_has_two_nodes():
-    with pytest.raises(ClusterError, match=r"--wait-for-nodes 2: .* give its --address"):
-        fanout._wait_for_nodes(Request(wait_for_nodes=2), Notebook(), NeverStop())
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("head", "'head' is not an address: auto, or host:port as in 10.0.0.1:6379"),
-        ("head:port", "'head:port' is not an address"),
-        ("ray://head:10001", "Run this command on the cluster with --address auto"),
-    ],
-)
-def test_an_address_that_is_none_is_an_error(tmp_path, address, message):
-    with pytest.raises(ClusterError) as raised:
-        train([make_trial()], tmp_path, request=Request(address=address))
-    assert message in str(raised.value)
-
-
-def test_a_cluster_that_does_not_answer_is_an_error_at_once(tmp_path):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # and does not listen
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(ClusterError, match=f"no Ray at {address}: .*refused"):
-            train([make_trial()], tmp_path, request=Request(address=address))
+    assert f"{count_cpus()} CPU" in str(raised.value)
 
 
 class KilledOnce:
@@ -317,7 +255,7 @@ class KilledOnce:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         start.partial.write = write_and_note
-        return fanout.train_with_torch(start)
+        return train_with_torch(start)
 
 
 @pytest.mark.ray
@@ -350,86 +288,3 @@ def test_a_trial_goes_on_where_its_worker_was_killed(tmp_path):
         ):
             assert find_differing_columns(stored[name], to_table(rows, TABLES[name])) == []
     torch.set_num_threads(threads)
-
-
-GRID = """
-name: small
-defaults: {dataset: digits, epochs: 4, warmup_epochs: 1, augmentation: none}
-seeds: 30
-grid:
-  - {architecture: mlp, placement: [before, after], depth: 2, width_factor: 0.1}
-"""
-
-
-@pytest.mark.ray
-def test_a_switch_of_branches_during_a_run_changes_nothing(tmp_path):
-    """A worker that starts after it trains with the code of the run all the same."""
-    tree = tmp_path / "tree"
-    for package in ("harness", "analysis"):
-        shutil.copytree(ROOT / package, tree / package)
-    (tree / "small.yaml").write_text(GRID, encoding="utf-8")
-
-    def git(*arguments):
-        me = ("-c", "user.name=me", "-c", "user.email=me@localhost")
-        done = subprocess.run(
-            ["git", *me, *arguments], cwd=tree, check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    git("init", "--initial-branch", "one")
-    git("add", ".")
-    git("commit", "--message", "one")
-    commit = git("rev-parse", "HEAD")
-    git("switch", "--create", "other")
-    (tree / "harness/training/networks.py").write_text(
-        "raise SystemExit('other code')", encoding="ascii"
-    )
-    git("commit", "--all", "--message", "other")
-    git("switch", "one")
-
-    run = subprocess.Popen(
-        [sys.executable, "-m", "harness.run", "small.yaml", "--max-concurrent", "1"],
-        cwd=tree,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    store = Store(tree / "results/small")
-    while not store.finished_ids():
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.02)
-    git("switch", "other")
-    [row, *_] = store.read_trial_rows()
-    os.kill(row.worker, signal.SIGKILL)
-    _, said = run.communicate(timeout=240)
-    assert run.returncode == 0, said
-    rows = store.read_trial_rows()
-    assert len(rows) == 60
-    assert len({row.worker for row in rows}) == 2
-    assert {(row.code_digest, row.commit, row.dirty) for row in rows} == {
-        (row.code_digest, commit, False)
-    }
-
-
-@pytest.mark.ray
-def test_workers_of_a_cluster_run_the_drivers_code_not_a_checkout_they_stand_in():
-    from ray import cloudpickle
-    from ray.cluster_utils import Cluster
-
-    def say_code():
-        from harness.training import provenance
-
-        return Path(provenance.__file__), provenance.digest_code(), provenance.read_commit()
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    small = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=small)
-    try:
-        with fanout.survey(Request(address=cluster.address)) as found:
-            nodes = dict.fromkeys(found.nodes, ())
-            [answer] = fanout.run_on_every_node(say_code, nodes, patience=120).values()
-    finally:
-        cluster.shutdown()
-    path, digest, commit = answer.value
-    assert not path.is_relative_to(ROOT)
-    assert (digest, commit) == (digest_code(), read_commit())

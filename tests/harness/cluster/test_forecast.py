@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.cluster import forecast as forecasts
 from harness.cluster.forecast import (
     LEAST_LIMIT,
     LIMIT_OF_GUESSED,
@@ -16,7 +19,8 @@ from harness.cluster.forecast import (
     Forecast,
     guess_seconds,
 )
-from tests.harness.conftest import make_trial
+from harness.cluster.work import Work, count_work
+from tests.builders import make_trial
 
 CELLS = [make_trial(depth=depth) for depth in (2, 3, 8)]
 
@@ -47,6 +51,17 @@ def test_elsewhere_the_model_is_scaled_by_what_it_was_wrong_by():
     assert forecast.limit(other) == LEAST_LIMIT + LIMIT_OF_GUESSED * forecast.seconds(other)
 
 
+def test_what_packs_save_is_learned_from_packs():
+    known, other, _ = CELLS
+    forecast = Forecast()
+    forecast.note(known, 3 * guess_seconds(known))
+    pack = replace(other, pack_size=5)
+    assert forecast.seconds(pack) == pytest.approx(3 * guess_seconds(other))
+    forecast.note(replace(known, pack_size=5), guess_seconds(known))
+    assert forecast.seconds(pack) == pytest.approx(guess_seconds(other))
+    assert forecast.seconds(other) == pytest.approx(3 * guess_seconds(other))
+
+
 def test_a_run_takes_its_start_a_fair_share_and_no_less_than_its_longest_trial():
     short, long, _ = CELLS
     forecast = Forecast()
@@ -56,3 +71,70 @@ def test_a_run_takes_its_start_a_fair_share_and_no_less_than_its_longest_trial()
     assert forecast.wall_time([short] * 10, 2, warm=True) == 5.0
     assert forecast.wall_time([short] * 10 + [long], 8) == START_UP + 60.0
     assert forecast.wall_time([], 2) == 0.0
+
+
+# Multiply-adds of a forward pass, FLOP / 2: of resnet-20 by hand from He et al. 2015, s.4.2 (their
+# torchvision namesake at 224 pixels has 1.8e9 in table 1; at 32 it has a 49th of it), of mlp-3
+# from its four matrices.
+@pytest.mark.parametrize(
+    ("settings", "multiply_adds"),
+    [
+        (
+            {"architecture": "resnet", "program": "conv norm act conv norm + act", "depth": 20},
+            # 32x32: stem and 6 convs; then the first conv of a stage reads half the channels.
+            9 * (1024 * (3 * 16 + 6 * 16 * 16) + 256 * (16 * 32 + 5 * 32 * 32))
+            + 9 * 64 * (32 * 64 + 5 * 64 * 64)
+            + 64 * 10,
+        ),
+        ({"architecture": "mlp"}, 3072 * 512 + 2 * 512 * 512 + 512 * 10),
+    ],
+)
+def test_the_work_of_a_network_is_that_of_its_layers(settings, multiply_adds):
+    work = count_work(make_trial(dataset="cifar10", **settings))
+    assert work.flop == 2 * multiply_adds
+
+
+def test_more_pixels_more_images_and_more_epochs_take_longer():
+    small = make_trial(architecture="vgg", program="conv norm act", depth=11)
+    small = replace(small, dataset="synthetic:3x16x16x10x6000")
+    for larger in (
+        replace(small, dataset="synthetic:3x32x32x10x6000"),
+        replace(small, dataset="synthetic:3x16x16x10x12000"),
+        replace(small, epochs=2 * small.epochs),
+    ):
+        assert guess_seconds(larger) > 1.5 * guess_seconds(small)
+
+
+def test_a_few_small_images_are_a_matter_of_seconds():
+    trial = make_trial(dataset="synthetic:1x8x8x4x400", epochs=10)
+    assert Forecast().wall_time([trial] * 4, 2) < START_UP + 8
+
+
+def test_a_network_that_cannot_be_built_is_no_work():
+    trial = make_trial(
+        architecture="torchvision/vgg11_bn", placement="after", program="act norm", depth=11
+    )
+    assert count_work(trial) == Work()  # digits have 8 pixels, and vgg halves them five times
+    assert guess_seconds(trial) > 0
+
+
+def test_a_driver_counts_without_torch_what_it_would_count_with_it():
+    """In a fresh interpreter, and after a wait that no start of a run has."""
+    code = f"""
+import sys, time
+from harness.cluster.forecast import Forecast, guess_seconds
+from harness.study.trials import Trial
+trials = {CELLS!r}
+begun = time.monotonic()
+Forecast().prepare(trials)
+assert time.monotonic() - begun < 0.5
+print([guess_seconds(trial) for trial in trials])
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == str([guess_seconds(trial) for trial in CELLS])
+
+
+def test_a_count_that_fails_ends_no_run(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert forecasts._count_elsewhere(CELLS) == dict.fromkeys(CELLS, Work())

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.results.compaction import compact
 from harness.results.merging import merge
 from harness.results.places import Bucket
+from harness.results.repair import find_damage, set_aside
 from harness.results.store import TABLES, Store
 from harness.results.tables import encode, to_table
 from harness.study.errors import StoreError
 from harness.study.records import AnalysisPlan, GradientRow
-from tests.harness.conftest import make_rows, make_trial
+from tests.builders import make_rows, make_trial
 
 CALLS = ("open", "write", "fsync", "close", "link", "unlink", "rename", "replace", "mkdir")
 FIRST, SECOND, THIRD = (make_trial(seed=seed, epochs=1, depth=1) for seed in range(3))
@@ -118,7 +118,7 @@ def test_a_kill_at_any_call_leaves_a_trial_whole_or_missing(tmp_path):
     for _ in lives(
         tmp_path / "begin", tmp_path / "results", lambda: store.write_trial(make_rows(FIRST))
     ):
-        assert store.find_damage() == []
+        assert find_damage(store) == []
         assert SECOND.id in store.finished_ids()
         assert contents(store).items() <= expected.items()
         finished_at.append(FIRST.id in store.finished_ids())
@@ -140,7 +140,7 @@ def test_an_error_at_any_call_is_one_clear_error_and_spares_what_is_finished(tmp
         tmp_path / "begin", tmp_path / "results", lambda: store.write_trial(make_rows(FIRST)), code
     ):
         points += 1
-        assert store.find_damage() == []
+        assert find_damage(store) == []
         assert SECOND.id in store.finished_ids()
         store.write_trial(make_rows(FIRST))
         assert contents(store) == expected
@@ -155,7 +155,7 @@ def test_a_kill_while_an_orphan_is_replaced_leaves_no_damage(tmp_path):
     expected = contents(fill(tmp_path / "calm", FIRST))
     store = Store(tmp_path / "results")
     for _ in lives(tmp_path / "begin", tmp_path / "results", lambda: store.write_trial(rows)):
-        assert store.find_damage() == []
+        assert find_damage(store) == []
         store.write_trial(rows)
         assert contents(store) == expected
 
@@ -172,46 +172,26 @@ def test_a_kill_while_the_plan_is_written_leaves_one_plan_or_the_other(tmp_path)
         plan = store.read_plan()
         assert plan is not None
         assert plan.analysis in {old, new}
-        assert store.find_damage() == []
+        assert find_damage(store) == []
         change()
         assert store.place.read("grid.yaml") == b"new"
         assert [plan.analysis for plan in store.read_plans()] == [old, new]
 
 
-def test_a_kill_at_any_call_of_a_compaction_loses_and_doubles_nothing(tmp_path):
-    expected = values(fill(tmp_path / "begin", FIRST, SECOND))
-    store = Store(tmp_path / "results")
-    for _ in lives(tmp_path / "begin", tmp_path / "results", lambda: compact(store)):
-        assert store.find_damage() == []
-        assert values(store) == expected
-        assert len(store.read_trial_rows()) == 2
-        compact(store)
-        assert values(store) == expected
-        assert len(store.list_paths("trials")) == 1
-
-
-@pytest.mark.slow
-def test_a_kill_while_parts_are_packed_again_loses_and_doubles_nothing(tmp_path):
-    compact(fill(tmp_path / "begin", FIRST, SECOND))
-    expected = values(fill(tmp_path / "begin", THIRD))
-    assert len(expected) == 9
-    store = Store(tmp_path / "results")
-    for _ in lives(tmp_path / "begin", tmp_path / "results", lambda: compact(store)):
-        assert values(store) == expected
-        compact(store)
-        assert values(store) == expected
-        assert len(store.list_paths("trials")) == 1
-
-
 @pytest.mark.slow
 def test_a_kill_at_any_call_of_a_merge_can_be_mended_by_another(tmp_path):
-    a, b = fill(tmp_path / "a", FIRST), fill(tmp_path / "b", SECOND)
-    expected = values(fill(tmp_path / "calm", FIRST, SECOND))
+    a, b = fill(tmp_path / "a", FIRST, SECOND), fill(tmp_path / "b", SECOND, THIRD)
+    expected = values(fill(tmp_path / "calm", FIRST, SECOND, THIRD))
     a.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
     fill(tmp_path / "begin")
     c = Store(tmp_path / "results")
-    for _ in lives(tmp_path / "begin", tmp_path / "results", lambda: merge([a, b], c)):
-        assert c.find_damage() == []
+
+    def join() -> None:
+        merge([a, b], c, part_bytes=1)  # a part for each file
+
+    for _ in lives(tmp_path / "begin", tmp_path / "results", join):
+        assert find_damage(c) == []
+        assert values(c).items() <= expected.items()
         merge([a, b], c)
         assert values(c) == expected
 
@@ -222,14 +202,14 @@ def test_a_kill_while_damage_is_set_aside_never_leaves_it_finished(tmp_path):
     store = Store(tmp_path / "results")
 
     def repair() -> None:
-        store.set_aside(store.find_damage())
+        set_aside(store, find_damage(store))
 
     for _ in lives(tmp_path / "begin", tmp_path / "results", repair):
         repair()
-        assert store.find_damage() == []
+        assert find_damage(store) == []
         assert store.finished_ids() == {SECOND.id}
         store.write_trial(make_rows(FIRST))
-        assert store.find_damage() == []
+        assert find_damage(store) == []
 
 
 # A bucket
@@ -254,8 +234,7 @@ class MortalBucket:
         return request
 
 
-@pytest.mark.parametrize("job", ["write", pytest.param("compact", marks=pytest.mark.slow)])
-def test_a_kill_at_any_request_to_a_bucket_loses_and_doubles_nothing(bucket, job):
+def test_a_kill_at_any_request_to_a_bucket_loses_and_doubles_nothing(bucket):
     calm = Store(f"{bucket}/calm")
     for trial in (FIRST, SECOND):
         calm.write_trial(make_rows(trial))
@@ -263,20 +242,15 @@ def test_a_kill_at_any_request_to_a_bucket_loses_and_doubles_nothing(bucket, job
     for last in itertools.count():
         store = Store(f"{bucket}/{last}")
         store.write_trial(make_rows(SECOND))
-        if job == "compact":
-            store.write_trial(make_rows(FIRST))
         place = store.place
         assert isinstance(place, Bucket)
         real = place._bucket
         place._bucket = mortal = MortalBucket(real, last)
         with suppress(Death):
-            compact(store) if job == "compact" else store.write_trial(make_rows(FIRST))
+            store.write_trial(make_rows(FIRST))
         place._bucket = real
-        assert store.find_damage() == []
+        assert find_damage(store) == []
         assert values(store).items() <= expected.items()
-        if job == "compact":
-            assert values(store) == expected
-            compact(store)
         store.write_trial(make_rows(FIRST))
         assert values(store) == expected
         if not mortal.reached:
@@ -302,7 +276,7 @@ def test_drivers_that_race_for_the_same_trials_leave_each_of_them_once_and_whole
     for driver in drivers:
         driver.join()
     store = Store(location)
-    assert store.find_damage() == []
+    assert find_damage(store) == []
     assert [row.trial_id for row in store.read_trial_rows()] == sorted(trial.id for trial in trials)
     assert store.place.list_files("trials") == [
         file for file in store.place.list_files("trials") if not file.name.startswith(".")
@@ -402,7 +376,7 @@ def test_a_power_failure_at_any_call_tears_nothing_and_takes_back_nothing(tmp_pa
         root.mkdir()
         for path, content in files:
             path.mkdir() if content is None else path.write_bytes(content)
-        assert store.find_damage() == []
+        assert find_damage(store) == []
         assert store.finished_ids() >= finished
 
 
@@ -437,7 +411,7 @@ def test_a_full_disk_is_one_clear_error_and_what_is_finished_stays(tiny_disk):
         fill_up()
     assert finished
     assert store.finished_ids() == finished
-    assert store.find_damage() == []
+    assert find_damage(store) == []
     assert not list(tiny_disk.rglob(".*"))
 
 
@@ -448,4 +422,4 @@ def test_a_read_only_disk_is_one_clear_error_and_can_be_read(tiny_disk):
     with pytest.raises(StoreError, match="the file system is read-only"):
         store.write_trial(make_rows(SECOND))
     assert store.finished_ids() == {FIRST.id}
-    assert store.find_damage() == []
+    assert find_damage(store) == []

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -118,3 +119,25 @@ def test_a_claim_with_a_number_that_no_process_has_is_dead(tmp_path):
     claim(store, "first", pid=2**40, machine=lease._machine())
     with Lease(store, "second"):
         assert names(store) == ["second.json"]
+
+
+def test_a_run_that_is_told_to_stop_gives_its_claim_up_ahead_of_its_end(tmp_path):
+    """`ray job stop` kills it three seconds later."""
+    stop = threading.Event()
+    with Lease(Store(tmp_path), "first", stop=stop) as lease:
+        stop.set()
+        lease._heart.join(timeout=2.5)
+        assert list((tmp_path / "active").iterdir()) == []
+
+
+def test_only_claims_are_removed_and_a_date_in_the_future_is_no_sign_of_life(tmp_path):
+    store = Store(tmp_path)
+    claim(store, "dead")
+    claim(store, "future")
+    (tmp_path / "active/settings.json").write_text('{"pid": 1}')
+    (tmp_path / "active/notes").write_text("mine")
+    later = time.time() + 10 * STALE_AFTER
+    for name, date in {"dead.json": 0, "future.json": later, "settings.json": 0}.items():
+        os.utime(tmp_path / "active" / name, (date, date))
+    with Lease(store, "second"):
+        assert names(store) == ["notes", "second.json", "settings.json"]

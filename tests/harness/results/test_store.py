@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import re
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,8 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.results.lease import Lease, hold
 from harness.results.places import open_place
-from harness.results.store import TABLES, Store
+from harness.results.repair import ORPHAN_AGE, find_damage, set_aside, sweep
+from harness.results.snapshot import take_snapshot
+from harness.results.store import NAMES, TABLES, Store
 from harness.results.tables import decode, encode, schema_of, to_rows, to_table
 from harness.study.errors import DamagedFileError, StoreError
 from harness.study.records import (
@@ -26,26 +32,26 @@ from harness.study.records import (
     PlannedTrial,
     TrialRow,
 )
-from harness.study.trials import Trial
-from tests.harness.conftest import make_rows, make_trial
+from tests.builders import make_failure, make_rows, make_trial
 
 FIRST, SECOND = make_trial(seed=0), make_trial(seed=1)
 
 
-def make_failure(**columns) -> FailureRow:
-    row = {
-        "trial_id": FIRST.id,
-        "trial": FIRST.label,
-        "attempt": 1,
-        "run": "20260102T030405",
-        "kind": "exception",
-        "message": "ValueError: no",
-        "traceback": "Traceback ...\nValueError: no",
-        "failed_at": datetime(2026, 1, 2, tzinfo=UTC),
-        "host": "",
-        "code_digest": "",
-    }
-    return FailureRow(**row | columns)
+@pytest.fixture
+def requests(caplog) -> Iterator[list[str]]:
+    """The method of each request that the bucket's server has answered."""
+    asked: list[str] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if found := re.search("(GET|HEAD|PUT|POST|DELETE) /", record.getMessage()):
+                asked.append(found[1])
+
+    log, note = logging.getLogger("werkzeug"), Note()
+    log.addHandler(note)
+    caplog.set_level(logging.INFO, "werkzeug")
+    yield asked
+    log.removeHandler(note)
 
 
 def write(location: str, path: str, content: bytes) -> None:
@@ -80,7 +86,7 @@ def test_a_place_is_not_made_before_something_is_written(location, tmp_path):
     assert store.read_trial_rows() == []
     assert store.read_failures() == []
     assert store.read_plan() is None
-    assert store.sweep() == []
+    store.refuse_foreign_folder()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,14 +172,15 @@ def test_an_orphan_that_differs_is_replaced_and_an_equal_one_stays(location):
 
     store.write_trial(rows)
     tables = store.read_tables(FIRST.id)
-    assert tables["epochs"]["wall_time"].to_pylist() == [99.0, 99.0]
+    if "://" not in location:  # in a bucket a look costs as much as writing it anew
+        assert tables["epochs"]["wall_time"].to_pylist() == [99.0, 99.0]
     assert 99.0 not in tables["gradients"]["act_var"].to_pylist()
 
 
 def test_half_an_orphan_is_replaced(location):
     write(location, f"epochs/{FIRST.id}.parquet", b"PAR1")
     Store(location).write_trial(make_rows(FIRST))
-    assert Store(location).find_damage() == []
+    assert find_damage(Store(location)) == []
 
 
 def test_the_row_that_finishes_a_trial_comes_last(location, monkeypatch):
@@ -181,7 +188,9 @@ def test_the_row_that_finishes_a_trial_comes_last(location, monkeypatch):
     order = []
     create = store.place.create
     monkeypatch.setattr(
-        store.place, "create", lambda path, data: order.append(path) or create(path, data)
+        store.place,
+        "create",
+        lambda path, data, **looked: order.append(path) or create(path, data, **looked),
     )
     store.write_trial(make_rows(FIRST))
     assert [path.split("/")[0] for path in order] == ["epochs", "gradients", "trials"]
@@ -222,7 +231,7 @@ def test_finished_means_a_file_of_the_right_name(location):
     [
         (b"", "not a whole Parquet file"),
         (b"a,b\n1,2\n", "not a whole Parquet file"),
-        (encode(to_table([make_failure()], FailureRow)), "other columns"),
+        (encode(to_table([make_failure(FIRST)], FailureRow)), "other columns"),
         (None, "holds rows of another trial"),
     ],
     ids=["empty", "text", "another-table", "another-trial"],
@@ -236,15 +245,15 @@ def test_a_damaged_file_is_named_set_aside_and_trained_again(tmp_path, table, co
         content = store.place.read(f"{table}/{SECOND.id}.parquet")
     write(store.location, path, content)
 
-    [damage] = store.find_damage()
+    [damage] = find_damage(store)
     assert damage.path == path
     assert reason in damage.reason
     assert f"python -m harness.upkeep repair {tmp_path}" in str(damage)
     with pytest.raises(DamagedFileError, match=path):
         store.read_tables(FIRST.id)
 
-    assert path in store.set_aside([damage])
-    assert store.find_damage() == []
+    assert path in set_aside(store, [damage])
+    assert find_damage(store) == []
     assert store.finished_ids() == {SECOND.id}
     assert len(list((tmp_path / "damaged").rglob(f"{FIRST.id}.parquet"))) == 3
     store.write_trial(make_rows(FIRST))
@@ -297,15 +306,14 @@ def test_every_truncation_is_noticed():
 
 def test_damaged_choices_are_named_and_made_again(tmp_path):
     store = Store(tmp_path)
-    recipe = {name: getattr(FIRST, name) for name in Trial.__dataclass_fields__}
     scores = {"seeds": 1, "diverged": 0, "validation_accuracy": 0.5, "at_edge": False}
-    choices = [ChoiceRow(**recipe, **scores, chosen=True)]
+    choices = [ChoiceRow(**asdict(FIRST), arm=FIRST.arm, **scores, chosen=True)]
     store.write_choices(choices)
-    assert store.find_damage() == []
+    assert find_damage(store) == []
     write(store.location, "choices.parquet", store.place.read("choices.parquet")[:-1])
-    damage = store.find_damage()
+    damage = find_damage(store)
     assert [error.path for error in damage] == ["choices.parquet"]
-    store.set_aside(damage)
+    set_aside(store, damage)
     assert store.read_choices() == []
     store.write_choices(choices)
     assert store.read_choices() == choices
@@ -315,7 +323,7 @@ def test_a_finished_trial_without_its_gradients_is_damage(location):
     store = Store(location)
     store.write_trial(make_rows(FIRST))
     store.place.remove(f"gradients/{FIRST.id}.parquet")
-    [damage] = store.find_damage()
+    [damage] = find_damage(store)
     assert (damage.path, damage.reason) == (f"gradients/{FIRST.id}.parquet", "is missing")
 
 
@@ -356,7 +364,7 @@ def test_a_row_of_an_older_training_keeps_its_own_name(tmp_path):
 
 def test_a_small_file_that_unfolds_to_a_huge_one_is_refused(monkeypatch):
     """A text that is repeated costs a stranger nothing and would cost us its every copy."""
-    content = encode(to_table([make_failure(traceback="x" * 10_000)] * 2_000, FailureRow))
+    content = encode(to_table([make_failure(FIRST, traceback="x" * 10_000)] * 2_000, FailureRow))
     assert len(content) < 20_000
     monkeypatch.setattr("harness.results.tables.MOST_BYTES", 1 << 20)
     with pytest.raises(ValueError, match=r"would unfold to 20,\d{3},\d{3} bytes"):
@@ -379,16 +387,16 @@ def test_a_file_larger_than_ours_is_not_read(location, monkeypatch):
 
 def test_failures_are_rows_of_their_own(location):
     store = Store(location)
-    later = make_failure(attempt=2, failed_at=datetime(2026, 1, 3, tzinfo=UTC))
+    later = make_failure(FIRST, attempt=2, failed_at=datetime(2026, 1, 3, tzinfo=UTC))
     store.write_failure(later)
-    store.write_failure(make_failure())
-    assert store.read_failures() == [make_failure(), later]
+    store.write_failure(make_failure(FIRST))
+    assert store.read_failures() == [make_failure(FIRST), later]
     assert store.finished_ids() == frozenset()
 
 
 def test_a_failure_is_kept_whatever_its_text(tmp_path):
     store = Store(tmp_path)
-    store.write_failure(make_failure(message="\udc80 \0 \u202e", traceback="\udc80"))
+    store.write_failure(make_failure(FIRST, message="\udc80 \0 \u202e", traceback="\udc80"))
     [row] = store.read_failures()
     assert (row.message, row.traceback) == ("? \0 \u202e", "?")
 
@@ -481,22 +489,158 @@ def test_a_damaged_plan_is_named(location):
 # Leavings
 
 
+def swept(store: Store) -> list[str]:
+    """What a run that begins now removes, sorted."""
+    with hold(store, "test") as lease:
+        return sorted(sweep(store, lease))
+
+
+HALF = "0123456789abcdef.harness"
+
+
 def test_leavings_of_the_dead_are_swept_once_they_are_old(tmp_path):
     store = Store(tmp_path)
     store.write_trial(make_rows(FIRST))
     leavings = [
         f"epochs/{SECOND.id}.parquet",
-        f"gradients/.{SECOND.id}.parquet.0123456789abcdef",
-        ".plan.parquet.0123456789abcdef",
+        f"gradients/.{SECOND.id}.parquet.{HALF}",
+        f"failures/.{SECOND.id}-20260102-030405-abcd-1.parquet.{HALF}",
+        f"partial/.{SECOND.id}.pt.{HALF}",
+        f"active/.run-1.json.{HALF}",
+        "active/.preflight-0123456789abcdef",
+        f".plan.parquet.{HALF}",
     ]
     for path in leavings:
         write(store.location, path, b"half")
-    assert store.sweep() == []
+    assert swept(store) == []
     for path in [*leavings, f"epochs/{FIRST.id}.parquet"]:
         os.utime(tmp_path / path, (0, 0))
-    assert sorted(store.sweep()) == sorted(leavings)
-    assert store.find_damage() == []
+    assert swept(store) == sorted(leavings)
+    assert find_damage(store) == []
     assert store.finished_ids() == {FIRST.id}
+
+
+def test_a_file_being_written_has_a_name_that_a_sweep_knows(tmp_path, monkeypatch):
+    """Killed between write and commit it leaves that name."""
+    store = Store(tmp_path)
+    monkeypatch.setattr("harness.results.places.Path.unlink", lambda _: None)
+    store.write_trial(make_rows(FIRST))
+    store.write_failure(make_failure(SECOND))
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
+    monkeypatch.undo()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*")}
+    assert {path.rpartition("/")[0] for path in left} == {*TABLES, "failures", "plans"}
+    for path in left:
+        os.utime(tmp_path / path, (0, 0))
+    assert set(swept(store)) == left
+
+
+WRITTEN = (*NAMES, "logs", "report", "damaged", "active", "partial")
+
+
+def test_nothing_that_is_not_ours_is_ever_removed(tmp_path):
+    """Whatever its age, in every folder that we write to."""
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
+    store.write_trial(make_rows(FIRST))
+    foreign = [
+        f"{folder}{name}"
+        for folder in ("", *(f"{folder}/" for folder in WRITTEN))
+        for name in (
+            ".bashrc",
+            ".env",
+            ".gitkeep",
+            ".plan.parquet.swp",
+            ".notes.0123456789abcdef",
+            f".notes.md.{HALF}.mine",
+            f".my-notes.{HALF}",
+        )
+    ]
+    foreign += ["active/settings.json", "active/notes", "partial/model.pt", "epochs/mine.parquet"]
+    for path in foreign:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"{}")
+        os.utime(tmp_path / path, (0, 0))
+    assert swept(store) == []
+    assert {path: (tmp_path / path).read_bytes() for path in foreign} == dict.fromkeys(
+        foreign, b"{}"
+    )
+
+
+def test_a_date_in_the_future_makes_nothing_an_orphan(tmp_path):
+    """What a fellow run is writing is young by the clock of the file server, whatever lies beside."""
+    store = Store(tmp_path)
+    write(store.location, f"epochs/{SECOND.id}.parquet", b"half")
+    for folder in ("trials", "active"):
+        (tmp_path / folder).mkdir()
+    later = time.time() + 10 * ORPHAN_AGE
+    for path in (f"trials/{FIRST.id}.parquet", "active/notes.json"):
+        (tmp_path / path).write_bytes(b"")
+        os.utime(tmp_path / path, (later, later))
+    assert swept(store) == []
+
+
+# Folders of someone else
+
+
+@pytest.mark.parametrize("name", ["README.md", ".bashrc", "grid.yaml", "src/main.py"])
+def test_a_folder_of_other_files_is_refused_and_nothing_changes(location, name):
+    write(location, name, b"mine")
+    store = Store(location)
+    with (
+        pytest.raises(StoreError, match=f"is no results folder: it holds {name.split('/')[0]}; "),
+        hold(store, "run"),
+    ):
+        pytest.fail("entered")
+    assert [entry.name for entry in store.place.list_entries("")] == [name.split("/")[0]]
+    assert store.place.read(name) == b"mine"
+
+
+def test_a_refusal_names_some_and_counts_the_rest(tmp_path):
+    for name in "abcde":
+        (tmp_path / name).touch()
+    with pytest.raises(StoreError, match="it holds a, b, c and 2 more; nothing was changed"):
+        Store(tmp_path).refuse_foreign_folder()
+
+
+@pytest.mark.parametrize("ours", ["plan", "trial", "nothing"])
+def test_what_lies_in_a_results_folder_is_left_alone(tmp_path, ours):
+    store = Store(tmp_path)
+    if ours == "plan":
+        store.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
+    if ours == "trial":
+        store.write_trial(make_rows(FIRST))
+    (tmp_path / ".gitkeep").touch()
+    if ours != "nothing":
+        (tmp_path / "notes.md").touch()
+    with Lease(store, "run"):
+        assert store.list_strangers() == ["notes.md"] * (ours != "nothing")
+
+
+def test_a_grid_that_no_run_wrote_is_never_overwritten(location):
+    store = Store(location)
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 1")
+    write(location, "grid.yaml", b"a: 1  # edited")
+    with pytest.raises(StoreError, match=r"grid\.yaml: not as a run has written it"):
+        store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 2")
+    assert store.place.read("grid.yaml") == b"a: 1  # edited"
+    assert len(store.read_plans()) == 1
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 1  # edited")  # it was what he ran
+    store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 2")
+    assert store.place.read("grid.yaml") == b"a: 2"
+
+
+def test_a_table_that_is_not_ours_is_never_overwritten(tmp_path):
+    store = Store(tmp_path)
+    for name in ("plan.parquet", "choices.parquet"):
+        write(store.location, name, b"mine")
+    with pytest.raises(DamagedFileError, match=r"plan\.parquet: not a whole Parquet file"):
+        store.write_plan(AnalysisPlan(grid="g"), [FIRST], "a: 1")
+    scores = {"seeds": 1, "diverged": 0, "validation_accuracy": 0.5, "at_edge": False}
+    choice = ChoiceRow(**asdict(FIRST), arm=FIRST.arm, **scores, chosen=True)
+    with pytest.raises(DamagedFileError, match=r"choices\.parquet: not a whole Parquet file"):
+        store.write_choices([choice])
+    assert {store.place.read(name) for name in ("plan.parquet", "choices.parquet")} == {b"mine"}
 
 
 # Places that refuse
@@ -508,17 +652,17 @@ def test_a_folder_named_like_a_file_is_named_and_set_aside(location):
     inside = f"trials/{SECOND.id}.parquet/notes.txt"
     write(location, inside, b"mine")
     write(location, "gradients/backup/old.parquet", b"mine")
-    damage = store.find_damage()
+    damage = find_damage(store)
     assert [(error.path, error.reason) for error in damage] == [
         ("gradients/backup", "is a folder, not a file"),
         (f"trials/{SECOND.id}.parquet", "is a folder, not a file"),
     ]
     assert store.finished_ids() == {FIRST.id}
-    moved = store.set_aside(damage)
+    moved = set_aside(store, damage)
     assert moved == ["gradients/backup", f"trials/{SECOND.id}.parquet"]
-    assert store.find_damage() == []
-    [aside] = store.place.list_others("damaged")
-    assert store.place.read(f"damaged/{aside}/{inside}") == b"mine"
+    assert find_damage(store) == []
+    [aside] = store.place.list_entries("damaged")
+    assert store.place.read(f"damaged/{aside.name}/{inside}") == b"mine"
     store.write_trial(make_rows(SECOND))
     assert store.finished_ids() == {FIRST.id, SECOND.id}
 
@@ -527,11 +671,11 @@ def test_a_folder_named_like_a_file_is_named_and_set_aside(location):
 def test_a_folder_named_like_the_plan_is_named_and_set_aside(tmp_path, name):
     store = Store(tmp_path)
     (tmp_path / name).mkdir()
-    damage = store.find_damage()
+    damage = find_damage(store)
     assert [(error.path, error.reason) for error in damage] == [(name, "is a folder, not a file")]
-    assert store.set_aside(damage) == [name]
+    assert set_aside(store, damage) == [name]
     store.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
-    assert store.find_damage() == []
+    assert find_damage(store) == []
 
 
 def test_a_folder_in_the_place_of_a_file_is_one_clear_error(tmp_path):
@@ -550,7 +694,7 @@ def test_a_pipe_or_a_circle_of_links_among_the_rows_is_named_and_not_waited_for(
     os.mkfifo(tmp_path / f"epochs/{FIRST.id}.parquet")
     (tmp_path / "failures").mkdir()
     (tmp_path / "failures/loop").symlink_to("loop")
-    assert [(error.path, error.reason) for error in store.find_damage()] == [
+    assert [(error.path, error.reason) for error in find_damage(store)] == [
         (f"epochs/{FIRST.id}.parquet", "is a link or a pipe, not a file"),
         (f"trials/{SECOND.id}.parquet", "is a link or a pipe, not a file"),
         ("failures/loop", "is a link or a pipe, not a file"),
@@ -630,14 +774,51 @@ def test_a_sweep_of_a_bucket_spares_what_is_young(bucket):
     store.write_trial(make_rows(FIRST))
     write(bucket, f"epochs/{SECOND.id}.parquet", b"half")
     store.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
-    assert store.sweep() == []
+    assert swept(store) == []
     assert {file.name for file in store.place.list_files("")} == {"plan.parquet", "grid.yaml"}
+
+
+class TestRequests:
+    """What a bucket is asked for: each request costs time, and money."""
+
+    def test_a_trial_is_written_by_four(self, bucket, requests):
+        store = Store(bucket)
+        store.write_trial(make_rows(FIRST))
+        requests.clear()
+        store.write_trial(make_rows(SECOND))
+        assert requests == ["HEAD", "PUT", "PUT", "PUT"]
+        requests.clear()
+        store.write_trial(make_rows(SECOND))
+        assert requests == ["HEAD"]
+
+    def test_a_start_reads_a_trial_by_two(self, bucket, requests):
+        store = Store(bucket)
+        trials = [make_trial(seed=seed) for seed in range(30)]
+        counts = []
+        for trial in trials:
+            store.write_trial(make_rows(trial))
+            if trial in {trials[9], trials[29]}:
+                requests.clear()
+                take_snapshot(store, whole_up_to=store.place.most_checked)
+                counts.append(len(requests))
+        assert counts[1] - counts[0] == 2 * 20
+        assert counts[0] <= 2 * 10 + 10  # a list of each folder
+
+    def test_a_worker_asks_for_its_shard_at_once(self, bucket, requests):
+        store = Store(bucket)
+        store.write_trial(make_rows(FIRST))
+        ids = [make_trial(seed=seed).id for seed in range(50)]
+        requests.clear()
+        assert store.find_finished(ids) == {FIRST.id}
+        assert requests == ["GET"]
+        assert store.find_finished(ids[:2]) == {FIRST.id}
+        assert requests == ["GET", "HEAD", "HEAD"]
 
 
 def test_files_lie_where_the_page_says(tmp_path):
     store = Store(tmp_path)
     store.write_trial(make_rows(FIRST))
-    store.write_failure(make_failure())
+    store.write_failure(make_failure(FIRST))
     store.write_plan(AnalysisPlan(grid="g"), [FIRST], "")
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     [plan] = [path for path in found if path.startswith("plans/")]

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.study import grid as grid_module
 from harness.study.errors import GridError
+from harness.study.forms import FORMS
 from harness.study.grid import load_grid
 from harness.study.records import AnalysisPlan, Settings
 from harness.study.trials import PROGRAMS, Trial
@@ -171,12 +171,12 @@ WRONG = [
     (
         "an unknown margin",
         "seeds: 2\nmargins: {accuracy: 1}\n" + PRODUCT,
-        "my.yaml:2: margins.accuracy: not a margin: accuracy_points, gradient_ratio; did you mean 'accuracy_points'?",
+        "my.yaml:2: margins.accuracy: not a margin: accuracy_points, gradient_ratio, risk; did you mean 'accuracy_points'?",
     ),
     (
         "an unknown choice of the analysis",
         "seeds: 2\nanalysis: {look: 1}\n" + PRODUCT,
-        "my.yaml:2: analysis.look: not a choice of the analysis: alpha, gradient_column, gradient_layer, gradient_window, looks; did you mean 'looks'?",
+        "my.yaml:2: analysis.look: not a choice of the analysis: alpha, gradient_column, control, looks; did you mean 'looks'?",
     ),
     (
         "tuning without rates",
@@ -191,7 +191,7 @@ WRONG = [
     (
         "tuning of something else",
         "seeds: 2\ntuning: {lr: 0.1, seeds: 2, momentun: 0.9}\n" + PRODUCT,
-        "my.yaml:2: tuning.momentun: not a choice of the tuning stage: lr, weight_decay, seeds, epochs",
+        "my.yaml:2: tuning.momentun: not a choice of the tuning stage: lr, weight_decay, seeds, epochs, extensions",
     ),
     (
         "tuning that says nothing",
@@ -312,7 +312,7 @@ WRONG = [
     (
         "a comma for a point",
         default("lr: 0,1"),
-        "my.yaml:3: defaults.lr: '0,1' is not a number above 0, up to 100",
+        "my.yaml:3: defaults.lr: '0,1' is text; write 0.1 with a point, or a list as [0.0, 1.0]",
     ),
     (
         "a list without brackets",
@@ -526,7 +526,7 @@ WRONG = [
     (
         "a name written from right to left",
         'name: "a\u202eb"\n' + SEEDS + PRODUCT,
-        f"my.yaml:1: name: 'a\\u202eb' cannot name a grid and its folder: {A_NAME}",
+        "my.yaml:1: an invisible character, U+202E (RIGHT-TO-LEFT OVERRIDE), after 'name: \"a'; put a space there, or nothing",
     ),
     (
         "a name of letters that combine",
@@ -591,8 +591,43 @@ WRONG = [
     ),
     (
         "a warm-up longer than the training",
-        default("epochs: 3"),
-        "my.yaml:3: defaults.epochs: a warm-up of 5 epochs does not fit into 3; set warmup_epochs to 3 or less",
+        default("{epochs: 3, warmup_epochs: [2, 5]}"),
+        "my.yaml:3: defaults.warmup_epochs: a warm-up of 5 epochs does not fit into 3; set warmup_epochs to 3 or less",
+    ),
+    (
+        "a control that is no placement of the grid",
+        f"analysis: {{control: befor}}\n{SEEDS}{PRODUCT}",
+        "my.yaml:1: analysis.control: 'befor' is not a placement of this grid: before; did you mean 'before'?",
+    ),
+    (
+        "a control that is compared with itself",
+        f"analysis: {{control: before}}\n{SEEDS}{PRODUCT}",
+        "my.yaml:1: analysis.control: a control is compared with 'before': name a placement that is known to differ",
+    ),
+    (
+        "looks that go back",
+        f"analysis: {{looks: [5, 3]}}\n{SEEDS}{PRODUCT}",
+        "my.yaml:1: analysis.looks: looks come in the order of their seeds: [3, 5]",
+    ),
+    (
+        "a torchvision model without its prefix",
+        default("architecture: resnet18"),
+        "my.yaml:3: defaults.architecture: 'resnet18' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL; did you mean 'torchvision/resnet18'?",
+    ),
+    (
+        "the begin of a setting",
+        default("width: 0.5"),
+        f"my.yaml:3: defaults.width: not a setting: {SETTINGS}; did you mean 'width_factor'?",
+    ),
+    (
+        "a list in a list",
+        product("architecture: [[mlp]]", "placement: before", "depth: 8"),
+        "my.yaml:3: grid[0].architecture[0]: a list is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL",
+    ),
+    (
+        "a no-break space",
+        "seeds: 2  # a\xa0comment\ndefaults:\n  lr:\xa00.1\n" + PRODUCT,
+        "my.yaml:3: an invisible character, U+00A0 (NO-BREAK SPACE), after 'lr:'; put a space there, or nothing",
     ),
     (
         "a trial named by two products",
@@ -708,7 +743,12 @@ WRONG_OVERRIDES = [
     ("lr=1e-3", "YAML reads '1e-3' as text; write 1.0e-3"),
     ("lr=-1", "-1 is not a number above 0, up to 100"),
     ("epochs=2.5", "2.5 is not a whole number from 1 to 10,000"),
-    ("epochs=3", "a warm-up of 5 epochs does not fit into 3; set warmup_epochs to 3 or less"),
+    ("epochs=0x10", "YAML reads '0x10' as 16; write 16"),
+    ("epochs=1_0", "YAML reads '1_0' as 10; write 10"),
+    ("epochs=1,2", "'1,2' is text; write a list as [1, 2]"),
+    ("epochs=1,000", "'1,000' is text; write 1000, or a list as [1, 0]"),
+    ("lr=0,1", "'0,1' is text; write 0.1 with a point, or a list as [0.0, 1.0]"),
+    ("lr=[.1 .2]", "'.1 .2' is text; write a list as [0.1, 0.2]"),
     ("rl=1", f"not a setting: {SETTINGS}"),
     ("seeds=3", f"not a setting: {SETTINGS}; seeds stand at the top of the grid, or in --seeds"),
     ("grid.0.lr=3", "not a setting, nor of the form margins.KEY or analysis.KEY"),
@@ -719,9 +759,9 @@ WRONG_OVERRIDES = [
     ("depth=14", "changes nothing: every product sets depth itself (line 3)"),
     (
         "margins.accuracy=1",
-        "not a margin: accuracy_points, gradient_ratio; did you mean 'accuracy_points'?",
+        "not a margin: accuracy_points, gradient_ratio, risk; did you mean 'accuracy_points'?",
     ),
-    ("analysis.looks=0", "0 is not a whole number from 1 to 20"),
+    ("analysis.looks=0", "0 is not a whole number from 2 to 10,000"),
     ("margins.gradient_ratio=[2]", "a list is not a number above 1, up to 10"),
     ("epochs={a: b}", "a mapping is not a whole number from 1 to 10,000"),
     ("lr=0.1=2", "'0.1=2' is not a number above 0, up to 100"),
@@ -814,18 +854,17 @@ grid:
 def test_the_plan_says_what_the_grid_fixes_and_keeps_the_records_defaults(tmp_path):
     fixed = (
         "margins: {accuracy_points: 1, gradient_ratio: 1.5}\n"
-        "analysis: {alpha: 0.01, gradient_column: actgrad_rel, gradient_layer: slope, "
-        "gradient_window: all, looks: 2}\n"
+        "analysis: {alpha: 0.01, gradient_column: actgrad_total, control: none, looks: [3, 5]}\n"
     )
-    assert load_grid(write(tmp_path, fixed + SEEDS + PRODUCT)).plan == AnalysisPlan(
+    arms = PRODUCT.replace("before", "[before, none]")
+    assert load_grid(write(tmp_path, fixed + SEEDS + arms)).plan == AnalysisPlan(
         grid="my",
         margin_accuracy=1.0,
         margin_gradient=1.5,
         alpha=0.01,
-        gradient_column="actgrad_rel",
-        gradient_layer="slope",
-        gradient_window="all",
-        looks=2,
+        gradient_column="actgrad_total",
+        control="none",
+        looks=(3, 5),
     )
     assert load_grid(write(tmp_path, SEEDS + PRODUCT)).plan == AnalysisPlan(grid="my")
 
@@ -867,10 +906,17 @@ def test_equal_settings_give_equal_trials_however_they_are_spelled(tmp_path):
 
 
 def test_the_form_knows_every_setting_and_every_architecture():
-    fields = set(grid_module._Defaults.model_fields)
+    fields = set(FORMS["defaults"].model_fields)
     # The rest is not for a grid to say: it follows from the placement, the seeds, the tuning stage.
-    assert fields | {"program", "seed", "stage", "recipe"} == set(Settings.__dataclass_fields__)
-    assert set(grid_module._OwnPrograms.model_fields) == set(PROGRAMS)
+    assert fields | {
+        "program",
+        "seed",
+        "stage",
+        "recipe",
+        "flow_lr",
+        "flow_weight_decay",
+    } == set(Settings.__dataclass_fields__)
+    assert set(FORMS["programs"].model_fields) == set(PROGRAMS)
 
 
 def test_quickstart_is_a_hundred_paired_trials_on_data_that_need_no_download():
@@ -886,8 +932,8 @@ def test_quickstart_is_a_hundred_paired_trials_on_data_that_need_no_download():
 
 def test_the_full_study_has_every_architecture_and_every_placement():
     grid = load_grid(GRIDS / "full.yaml")
-    assert len(grid.trials) == 930
-    assert len(expand_tuning(grid.trials, grid.tuning)) == 696
+    assert len(grid.trials) == 970
+    assert len(expand_tuning(grid.trials, grid.tuning)) == 728
     assert {(trial.architecture, trial.placement) for trial in grid.trials} == {
         (architecture, placement)
         for architecture, placements in PROGRAMS.items()
@@ -969,6 +1015,85 @@ def test_neither_the_order_of_keys_nor_the_layout_changes_a_trial(
 def test_whatever_a_file_holds_its_author_reads_a_mistake_and_no_traceback(tmp_path_factory, text):
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
     read_mistakes(write(tmp_path_factory.mktemp("grid"), raw))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warmups", "note"),
+    [
+        (["epochs=5"], {5.0}, None),
+        (["epochs=2"], {2.0}, "epochs=2: the warm-up of 5 epochs is cut to 2, the whole training"),
+        (
+            ["epochs=[9, 1]", "warmup_epochs=3"],
+            {1.0, 3.0},
+            "warmup_epochs=3: the warm-up of 3 epochs is cut to 1, the whole training",
+        ),
+        (
+            ["analysis.looks=[2, 5]"],
+            {5.0},
+            (
+                "analysis.looks=[2, 5]: a look at 5 seeds is planned, and the grid has 2: every "
+                "look at these is an early one"
+            ),
+        ),
+    ],
+)
+def test_what_works_and_may_not_be_meant_is_said_once(tmp_path, overrides, warmups, note):
+    grid = load_grid(write(tmp_path, SEEDS + PRODUCT), overrides)
+    assert {trial.warmup_epochs for trial in grid.trials} == warmups
+    assert grid.notes == ((f"command line: {note}",) if note else ())
+
+
+@pytest.mark.parametrize("folder", ["/home/me/flowers", "C:\\flowers", "data/flowers"])
+def test_a_path_to_pictures_is_told_where_folders_are_looked_for(tmp_path, monkeypatch, folder):
+    monkeypatch.setenv("BN_ORDER_DATA", "/srv/pictures")
+    told = read_mistakes(write(tmp_path, default(f"dataset: 'imagefolder:{folder}:64'")))
+    assert told.endswith("is looked for in /srv/pictures (BN_ORDER_DATA sets another place)")
+
+
+def _every_place() -> list[tuple[str, str]]:
+    """Where a value may stand: its section and its key."""
+    keyed = {name: form.model_fields for name, form in FORMS.items() if isinstance(name, str)}
+    keyed["grid"] = FORMS["grid"].model_fields
+    return [(section, key) for section, fields in keyed.items() for key in fields]
+
+
+ANY_VALUE = (
+    *(
+        "word",
+        "''",
+        "~",
+        "true",
+        "on",
+        "1",
+        "-1",
+        "0",
+        "010",
+        "0x10",
+        "1_0",
+        "10:30",
+        "1e-3",
+        "0.5",
+    ),
+    *(".inf", ".nan", "1e400", "9" * 40, "2020-01-02", "2020-01-02 03:04:05", "!!binary aGk="),
+    *("!!set {a, b}", "!!omap [a: 1]", "[]", "[[]]", "[[mlp]]", "[1, word]", "[~]", "{}", "{a: 1}"),
+    *("{mlp: {a: 1}}", "{mlp: [a]}", "{1: [2]}", "[{a: {b: [c]}}]", "[true, 1, 1.0]", "[a, [a]]"),
+)
+
+
+@pytest.mark.parametrize(("section", "key"), _every_place())
+def test_any_type_at_any_place_is_read_or_told(tmp_path, section, key):
+    product = {"architecture": "resnet", "placement": "before", "depth": "8"}
+    for value in ANY_VALUE:
+        top = {"seeds": "2"}
+        cell = product | ({key: value} if section == "grid" else {})
+        top["grid"] = "[{" + ", ".join(f"{name}: {said}" for name, said in cell.items()) + "}]"
+        if section not in {"", "grid"}:
+            top[section] = f"{{{key}: {value}}}"
+        elif not section:
+            top[key] = value
+        text = "".join(f"{name}: {said}\n" for name, said in top.items())
+        with contextlib.suppress(GridError):
+            assert load_grid(write(tmp_path, text)).trials
 
 
 WORDS_AND_SIGNS = """

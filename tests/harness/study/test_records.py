@@ -39,7 +39,9 @@ def test_every_column_has_a_unit_and_a_meaning(record):
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_number_has_a_unit_and_nothing_else_has(record):
     for field in fields(record):
-        assert (field.metadata["unit"] != "") == (field.type in {"int", "float"}), field.name
+        assert (field.metadata["unit"] != "") == (
+            field.type in {"int", "float", "tuple[int, ...]"}
+        ), field.name
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -49,7 +51,7 @@ def test_names_are_lower_case_words(record):
 
 
 def test_a_trials_row_is_its_settings_its_outcome_and_its_provenance_without_overlap():
-    parts = [*names(Settings), *names(Outcome), *names(Provenance), "trial_id"]
+    parts = [*names(Settings), *names(Outcome), *names(Provenance), "arm", "trial_id"]
     assert len(parts) == len(set(parts))
     assert sorted(parts) == sorted(names(TrialRow))
 

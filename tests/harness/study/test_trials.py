@@ -12,15 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.study.records import Settings
-from harness.study.trials import (
-    PROGRAMS,
-    WORDS,
-    Trial,
-    derive_seed,
-    expand,
-    find_depth_mistake,
-    find_program_mistake,
-)
+from harness.study.trials import PROGRAMS, WORDS, Trial, derive_seed, expand
 
 TRIAL = Trial(
     architecture="resnet",
@@ -29,7 +21,7 @@ TRIAL = Trial(
     depth=20,
     seed=0,
 )
-TRIAL_ID = "d709a58856fbd0d1"
+TRIAL_ID = "68fad6cfaa55ea84"
 """Changes only with TRAINING_VERSION, or when a setting is added: rows on disk carry it."""
 
 
@@ -136,70 +128,3 @@ def test_a_pack_is_aligned_so_that_more_seeds_never_change_it(seed, pack_size, p
 def test_every_word_of_the_vocabulary_names_a_setting_and_holds_its_default():
     defaults = {field.name: field.default for field in fields(Settings)}
     assert all(defaults[setting] in words for setting, words in WORDS.items())
-
-
-@pytest.mark.parametrize(
-    ("architecture", "depth", "mistake"),
-    [
-        ("mlp", 0, "1 or more"),
-        ("mlp", 1, None),
-        ("vgg", 16, None),
-        ("vgg", 17, "11, 13, 16 or 19"),
-        ("plain", 8, None),
-        ("plain", 2, "6n+2: 8"),
-        ("resnet", 20, None),
-        ("resnet", 21, "6n+2: 20 or 26"),
-        ("preresnet", -3, "6n+2: 8"),
-        ("densenet", 100, None),
-        ("densenet", 43, "6n+4: 40 or 46"),
-        ("densenet", 4, "6n+4: 10"),
-    ],
-)
-def test_a_depth_that_an_architecture_lacks_names_its_neighbours(architecture, depth, mistake):
-    assert find_depth_mistake(architecture, depth) == mistake
-
-
-def test_a_densenet_without_bottlenecks_has_every_third_depth():
-    assert find_depth_mistake("densenet", 43, bottleneck=False) is None
-    assert find_depth_mistake("densenet", 41, bottleneck=False) == "3n+4: 40 or 43"
-
-
-@given(st.sampled_from(["plain", "resnet", "preresnet"]), st.integers(-50, 2_000))
-def test_a_residual_depth_is_right_where_three_stages_of_pairs_fit(architecture, depth):
-    fits = depth in {2 + 3 * 2 * blocks for blocks in range(1, 400)}
-    assert (find_depth_mistake(architecture, depth) is None) == fits
-
-
-@pytest.mark.parametrize(
-    ("architecture", "placement"),
-    [
-        (architecture, placement)
-        for architecture in PROGRAMS
-        for placement in PROGRAMS[architecture]
-    ],
-)
-def test_the_built_in_programs_are_blocks_of_their_architecture(architecture, placement):
-    assert find_program_mistake(architecture, PROGRAMS[architecture][placement]) is None
-
-
-@pytest.mark.parametrize(
-    ("architecture", "program", "mistake"),
-    [
-        ("mlp", "linear relu", "'relu' is not an operation: linear, norm, act"),
-        ("resnet", "conv cat", "'cat' is not an operation: conv, +, norm, act"),
-        (
-            "plain",
-            "",
-            "without norm and act a block of plain is 'conv', this one is ''",
-        ),
-        (
-            "resnet",
-            "conv + norm conv act",
-            "without norm and act a block of resnet is 'conv conv +', this one is 'conv + conv'",
-        ),
-        ("densenet", "norm act conv cat norm", "a block of densenet ends in 'cat'"),
-        ("vgg", "conv norm", "a block without 'act' is linear"),
-    ],
-)
-def test_a_program_that_is_no_block_says_why(architecture, program, mistake):
-    assert find_program_mistake(architecture, program) == mistake

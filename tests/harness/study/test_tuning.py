@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from harness.study.tuning import Tuning, apply_choices, choose, expand_tuning
-from tests.harness.conftest import make_rows
+from tests.builders import make_rows
 
 RATES = (0.05, 0.1, 0.2)
 
@@ -37,7 +37,7 @@ def score():
 
 
 def tuning(**fields):
-    return Tuning(**({"lr": RATES, "weight_decay": (), "seeds": 2} | fields))
+    return Tuning(**({"lr": RATES, "weight_decay": (), "seeds": 2, "extensions": 0} | fields))
 
 
 def test_every_arm_is_tried_at_every_rate_on_every_tuning_seed(study):
@@ -121,14 +121,35 @@ def test_weight_decay_can_be_tuned_too(study, score):
     assert {c.weight_decay for c in choose(study, both, rows) if c.chosen} == {1e-3}
 
 
-def test_an_arm_that_borrows_flow_takes_the_recipe_of_its_placement(study, score):
+@pytest.mark.parametrize(
+    ("best", "added"),
+    [(0.4, [0.4, 0.8]), (9.0, [0.4, 0.8, 1.6]), (0.1, []), (0.025, [0.0125, 0.025])],
+)
+def test_an_arm_that_does_best_at_an_edge_is_tried_beyond_it(study, score, best, added):
+    wide = tuning(extensions=3)
+    rows, trials = [], expand_tuning(study, wide)
+    for _ in range(5):  # as a run does: train, look, train what came beside it
+        rows = score(trials, lambda t: 1 / (1 + abs(t.lr - best)))
+        trials = expand_tuning(study, wide, rows)
+    assert sorted({t.lr for t in trials} - set(RATES)) == added
+    choices = choose(study, wide, rows)
+    assert {c.lr for c in choices if c.chosen} == {
+        min({t.lr for t in trials}, key=lambda lr: abs(lr - best))
+    }
+    assert any(c.chosen and c.at_edge for c in choices) == (best == 9.0)
+
+
+def test_an_arm_that_borrows_flow_takes_the_recipe_of_its_placement_and_its_donors(study, score):
     borrowed = tuple(replace(t, flow="before") for t in study if t.placement == "after")
     whole = (*study, *borrowed)
     trials = expand_tuning(whole, tuning())
     assert all(trial.flow == "own" for trial in trials)
     rows = score(trials, lambda t: 0.5 + (t.lr if t.placement == "before" else -t.lr))
     tuned = apply_choices(whole, choose(whole, tuning(), rows))
-    assert {t.lr for t in tuned if t.flow == "before"} == {0.05}
+    grafts = [t for t in tuned if t.flow == "before"]
+    assert {t.lr for t in grafts} == {0.05}
+    # The donor trains as the tuned arm does, seed by seed.
+    assert {t.donor for t in grafts} == {t for t in tuned if t.placement == "before"}
 
 
 def test_tuning_seeds_fill_one_pack(study):

@@ -11,9 +11,9 @@ import torch
 
 from harness.study.trials import PROGRAMS
 from harness.training import train
-from harness.training.captured import CapturedSteps
 from harness.training.images import Batches, load_images
-from harness.training.train import Learner, prepare_worker, train_pack
+from harness.training.learner import CapturedSteps, Learner
+from harness.training.train import prepare_worker, train_pack
 from tests.harness.training.test_train import content
 
 pytestmark = pytest.mark.gpu

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import http.server
 import math
+import re
+import shutil
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,20 +18,16 @@ import torch
 from scipy import integrate, stats
 from torchvision import datasets
 
-from harness.datasets import main
 from harness.study.errors import DataError
 from harness.training import sources
 from harness.training.images import load_images
-from tests.harness.data_files import WRITERS, write_cifar, write_mnist, write_pictures
-
-
-def labels_by_image(*halves):
-    """{pixels: label}; the images of these tests are all different."""
-    return {
-        np.asarray(x_HWC).tobytes(): int(y)
-        for x_NHWC, y_N in halves
-        for x_HWC, y in zip(x_NHWC, y_N, strict=True)
-    }
+from tests.harness.data_files import (
+    WRITERS,
+    labels_by_image,
+    write_cifar,
+    write_mnist,
+    write_svhn,
+)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -44,23 +44,28 @@ def test_published_files_load_pixel_by_pixel(name, tmp_path, monkeypatch):
     assert images.shape == (channels, height, width)
 
 
-@pytest.mark.parametrize(
-    ("name", "path"),
-    [
-        ("cifar10", "cifar-10-batches-py/data_batch_3"),
-        ("cifar10", "cifar-10-batches-py/test_batch"),
-        ("cifar10", "cifar-10-batches-py/batches.meta"),
-        ("cifar100", "cifar-100-python/train"),
-        ("mnist", "MNIST/raw/train-images-idx3-ubyte"),
-        ("mnist", "MNIST/raw/t10k-labels-idx1-ubyte"),
-        ("mnist", "MNIST/raw/t10k-images-idx3-ubyte.gz"),
-        ("fashion-mnist", "FashionMNIST/raw/train-labels-idx1-ubyte"),
-        ("svhn", "test_32x32.mat"),
-    ],
-)
-def test_a_damaged_file_is_named_with_its_cure(name, path, tmp_path, monkeypatch):
+ALONE = [  # files of which the other wrapping is taken away
+    ("cifar10", "cifar-10-batches-py/data_batch_3", "cifar-10-python.tar.gz"),
+    ("cifar10", "cifar-10-batches-py/test_batch", "cifar-10-python.tar.gz"),
+    ("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_3"),
+    ("cifar100", "cifar-100-python/train", "cifar-100-python.tar.gz"),
+    ("mnist", "MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-images-idx3-ubyte.gz"),
+    ("mnist", "MNIST/raw/t10k-images-idx3-ubyte.gz", "MNIST/raw/t10k-images-idx3-ubyte"),
+    (
+        "fashion-mnist",
+        "FashionMNIST/raw/train-labels-idx1-ubyte",
+        "FashionMNIST/raw/train-labels-idx1-ubyte.gz",
+    ),
+    ("svhn", "test_32x32.mat", None),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "other"), ALONE)
+def test_a_damaged_file_is_named_with_its_cure(name, path, other, tmp_path, monkeypatch):
     WRITERS[name](tmp_path, monkeypatch, name)
     file = tmp_path / path
+    if other:
+        (tmp_path / other).unlink()
     whole = file.read_bytes()
 
     def complaint():
@@ -68,30 +73,75 @@ def test_a_damaged_file_is_named_with_its_cure(name, path, tmp_path, monkeypatch
             load_images(name, tmp_path)
         return str(caught.value)
 
+    middle = len(whole) * 2 // 5  # of the archive of batches in the third one
     flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    file.write_bytes(flipped)
-    assert complaint().startswith(f"{name}: {file} is damaged: ")
-    file.write_bytes(whole[:-1])
-    assert f"{file} is damaged: " in complaint()
+    flipped[middle] ^= 1
+    for damaged in (flipped, whole[:middle], b""):
+        file.write_bytes(damaged)
+        told = complaint()
+        assert re.match(rf"{name}: {re.escape(str(file))} (is damaged|cannot be read): .", told)
+        assert "missing" not in told
     file.unlink()
-    assert complaint().startswith(f"{name}: {file} is missing. ")
-    assert f"`python -m harness.datasets {name}` fetches it" in complaint()
+    unpacked = other if path.endswith(".tar.gz") else path.removesuffix(".gz")
+    assert complaint().startswith(f"{name}: {tmp_path / unpacked} is missing. ")
+    assert f"`python -m harness.datasets {name}` fetches it; without a network, get " in complaint()
     file.write_bytes(whole)
     assert len(load_images(name, tmp_path).test) == 100
 
 
-def test_what_an_old_torchvision_left_is_not_trusted(tmp_path, monkeypatch):
-    write_mnist(tmp_path, monkeypatch)
-    processed = tmp_path / "MNIST" / "processed"
-    processed.mkdir()
-    for half in ("training.pt", "test.pt"):
-        torch.save((torch.zeros(9, 28, 28), torch.zeros(9)), processed / half)
-    with pytest.raises(
-        DataError,
-        match=r"MNIST/processed is of an old torchvision and cannot be checked; remove it",
-    ):
-        load_images("mnist", tmp_path)
+@pytest.mark.parametrize(("name", "path", "other"), ALONE[:-1])
+def test_one_whole_wrapping_is_enough_and_who_wrote_it_does_not_matter(
+    name, path, other, tmp_path, monkeypatch
+):
+    written = WRITERS[name](tmp_path, monkeypatch, name)
+    (tmp_path / path).write_bytes(b"damaged")
+    if (tmp_path / other).suffix == ".gz":
+        content = gzip.decompress((tmp_path / other).read_bytes())
+        (tmp_path / other).write_bytes(gzip.compress(content, 1, mtime=0))
+    images = load_images(name, tmp_path)
+    assert np.array_equal(images.test.x_NHWC, written.test_NHWC)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    write_svhn(tmp_path, monkeypatch)
+    file = tmp_path / "train_32x32.mat"
+    file.unlink()
+    file.mkdir()  # the tests may run as root, to whom nothing is forbidden
+    with pytest.raises(DataError, match=rf"svhn: {file} cannot be read: .*Is a directory"):
+        load_images("svhn", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_what_a_package_brings_is_read_where_it_lies(suffix, tmp_path, monkeypatch):
+    written = write_mnist(tmp_path / "other", monkeypatch, "fashion-mnist")
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (tmp_path / "other" / "FashionMNIST" / "raw").rename(packages / "fashion-mnist")
+    for file in (packages / "fashion-mnist").iterdir():
+        if file.suffix != suffix:
+            file.unlink()
+    monkeypatch.setattr(sources, "_PACKAGES", packages)
+    root = tmp_path / "root"
+    images = load_images("fashion-mnist", root)
+    assert np.array_equal(images.test.x_NHWC, written.test_NHWC)
+    assert [file.name for file in root.iterdir()] == [".shared"]
+
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs the package dataset-fashion-mnist")
+def test_debians_fashion_mnist_is_the_published_one(tmp_path):
+    published = sources.read("fashion-mnist", tmp_path)
+    assert published.x_NHWC.shape == (70_000, 28, 28, 1)
+    assert published.y_N[~published.test_N].bincount().tolist() == [6_000] * 10
+    # Mean and standard deviation that are used with the training part everywhere.
+    train_NHWC = published.x_NHWC[~published.test_N].double() / 255
+    assert [round(train_NHWC.mean().item(), 4), round(train_NHWC.std().item(), 4)] == [
+        0.2860,
+        0.3530,
+    ]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -162,7 +212,9 @@ def test_an_archive_at_hand_is_used_instead_of_the_network(tmp_path, monkeypatch
     written = write_cifar(tmp_path / "web", monkeypatch)
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     root = tmp_path / "root"
-    advice = r"cannot be fetched: .*Put cifar-10-python.tar.gz \(from http.* below .*root"
+    advice = (
+        r"is missing, and cannot be fetched: .*get cifar-10-python.tar.gz from http.* into .*root"
+    )
     with pytest.raises(DataError, match=advice):
         load_images("cifar10", root, fetch=True)
     (tmp_path / "web" / "cifar-10-python.tar.gz").rename(root / "cifar-10-python.tar.gz")
@@ -170,102 +222,28 @@ def test_an_archive_at_hand_is_used_instead_of_the_network(tmp_path, monkeypatch
     assert np.array_equal(images.test.x_NHWC, written.test_NHWC)
 
 
-def test_fetching_mends_one_damaged_file_and_a_failed_one_breaks_nothing(tmp_path, monkeypatch):
-    write_cifar(tmp_path, monkeypatch)
-    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    meta = tmp_path / "cifar-10-batches-py" / "batches.meta"
-    whole = meta.read_bytes()
-    meta.write_bytes(b"")
-    archive = tmp_path / "cifar-10-python.tar.gz"
-    packed = archive.read_bytes()
-    archive.write_bytes(packed[:-1])
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    with pytest.raises(DataError, match="cannot be fetched"):
-        sources.fetch("cifar10", tmp_path)
-    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
-    archive.write_bytes(packed)
-    sources.fetch("cifar10", tmp_path)
-    assert meta.read_bytes() == whole
-
-
-@pytest.fixture
-def trees(tmp_path):
-    written = write_pictures(tmp_path / "trees")
-    return written, sources.name_folder("imagefolder:trees:8", tmp_path)
-
-
-def test_a_folder_of_pictures_loads_pixel_by_pixel(trees, tmp_path):
-    written, name = trees
-    images = load_images(name, tmp_path)
-    held = images.validation
-    loaded = labels_by_image((images.train.x_NHWC, images.train.y_N), (held.x_NHWC, held.y_N))
-    assert loaded == labels_by_image((written.train_NHWC, written.train_N))
-    assert labels_by_image((images.test.x_NHWC, images.test.y_N)) == labels_by_image(
-        (written.test_NHWC, written.test_N)
-    )
-    assert [len(held), images.classes] == [3, 3]
-
-
-def test_pictures_are_resized_by_the_shorter_side_and_cropped_at_the_centre(tmp_path):
-    from PIL import Image
-
-    written = write_pictures(tmp_path / "wide", height=16, width=24)
-    images = load_images(sources.name_folder("imagefolder:wide:8", tmp_path), tmp_path)
-    expected = [
-        Image.fromarray(x_HWC)
-        .resize((12, 8), Image.Resampling.BILINEAR)
-        .crop((2, 0, 10, 8))
-        .tobytes()
-        for x_HWC in written.test_NHWC
-    ]
-    assert sorted(x_HWC.numpy().tobytes() for x_HWC in images.test.x_NHWC) == sorted(expected)
-
-
-@pytest.mark.parametrize("change", ["pixel", "name", "class", "more", "fewer"])
-def test_other_pictures_are_another_data_set(change, trees, tmp_path):
-    _, name = trees
-    pictures = sorted((tmp_path / "trees" / "train" / "ash").iterdir())
-    match change:
-        case "pixel":
-            pictures[0].write_bytes(pictures[1].read_bytes())
-        case "name":
-            pictures[0].rename(pictures[0].with_name("0000.png"))  # the first one still
-        case "class":
-            pictures[0].rename(tmp_path / "trees" / "train" / "birch" / "moved.png")
-        case "more":
-            pictures[0].with_name("new.png").write_bytes(pictures[0].read_bytes())
-        case "fewer":
-            pictures[0].unlink()
-    with pytest.raises(DataError, match="or name these: imagefolder:trees:8@") as caught:
-        load_images(name, tmp_path)
-    assert len(load_images(str(caught.value).rpartition(" ")[2], tmp_path).test) == 9
-
-
-def test_a_damaged_picture_is_named(trees, tmp_path):
-    broken = tmp_path / "trees" / "test" / "birch" / "001.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"birch/001.png is not a picture that can be read"):
-        load_images(sources.name_folder("imagefolder:trees:8", tmp_path), tmp_path)
-
-
-def test_a_folder_without_the_layout_is_explained(trees, tmp_path):
-    with pytest.raises(DataError, match="should hold train/CLASS/PICTURE and test/CLASS/PICTURE"):
-        sources.name_folder("imagefolder:nowhere:8", tmp_path)
-    (tmp_path / "trees" / "test" / "cedar").rename(tmp_path / "trees" / "test" / "oak")
-    with pytest.raises(DataError, match="differ in classes: cedar, oak"):
-        sources.name_folder("imagefolder:trees:8", tmp_path)
-
-
-def test_the_command_names_a_folder_and_makes_it_ready(trees, tmp_path, capsys):
-    _, name = trees
-    assert main(["--root", str(tmp_path), "imagefolder:trees:8"]) == 0
-    assert capsys.readouterr().out == f"{name}: 27 + 3 + 9 images of 3x8x8, 3 classes\n"
-    assert main(["--root", str(tmp_path), "synthetic:1x8x8x10x600"]) == 0
-    assert capsys.readouterr().out.endswith(
-        ": 450 + 50 + 100 images of 1x8x8, 10 classes, of which nobody tells more than 97.8%\n"
-    )
-    assert main(["--root", str(tmp_path), "cifar11"]) == 2
-    assert "'cifar11' is not a data set" in capsys.readouterr().err
+@pytest.mark.usefixtures("published")
+def test_fetching_mends_what_is_damaged_and_a_failed_one_breaks_nothing(web, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    raw = root / "MNIST" / "raw"
+    load_images("mnist", root, fetch=True)
+    shutil.rmtree(root / ".shared")
+    labels = raw / "train-labels-idx1-ubyte.gz"
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-1])
+    before = {file: file.read_bytes() for file in raw.iterdir()}
+    mirrors = datasets.MNIST.mirrors
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    complaint = "train-labels-idx1-ubyte.gz cannot be read: .*, and cannot be fetched"
+    with pytest.raises(DataError, match=complaint) as caught:
+        sources.fetch("mnist", root)
+    assert "train-images" not in str(caught.value)
+    assert {file: file.read_bytes() for file in raw.iterdir()} == before
+    monkeypatch.setattr(datasets.MNIST, "mirrors", mirrors)
+    web[1].clear()
+    sources.fetch("mnist", root)
+    assert labels.read_bytes() == whole
+    assert {*web[1]} == {"/MNIST/train-labels-idx1-ubyte.gz"}
 
 
 def find_wave(x_NHWC, classes):

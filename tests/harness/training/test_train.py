@@ -117,7 +117,7 @@ def test_a_pack_gives_each_seed_what_it_gets_alone(trial_of, digits):
         mock.patch("harness.training.images.Normalize", Double),
         mock.patch("harness.training.gradients.Normalize", Double),
         mock.patch("harness.training.train.Normalize", Double),
-        mock.patch("harness.training.train.build_network", double_network),
+        mock.patch("harness.training.learner.build_network", double_network),
         mock.patch("torch.Tensor.float", torch.Tensor.double),  # the loss in float64, too
     ):
         pack = [replace(trial, seed=seed, pack_size=3) for seed in range(3)]
@@ -145,7 +145,7 @@ def test_a_diverging_replica_leaves_its_neighbours_untouched(trial_of, digits):
         initialize(network, replicas)
         network.head.bias.data[10:20] = math.inf  # the second replica's logits
 
-    with mock.patch("harness.training.train.initialize", poison):
+    with mock.patch("harness.training.learner.initialize", poison):
         rows = run(digits, *pack)
     assert [row.trial.status for row in rows] == ["done", "diverged", "done"]
     assert content(rows[0]) == content(healthy[0])

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness.study.trials import PROGRAMS
-from harness.training import captured
-from harness.training.captured import CapturedSteps, left_as_found
+from harness.training import learner as learners
 from harness.training.images import Batches
+from harness.training.learner import CapturedSteps, Learner, left_as_found
 from harness.training.optimizers import make_optimizer
-from harness.training.train import Learner, train_pack
+from harness.training.train import train_pack
 from tests.harness.training.test_train import content
 
 CPU = torch.device("cpu")
@@ -88,15 +88,15 @@ def tapes(monkeypatch):
             graph.learners = learners
             super().__init__(learners, batches)
 
-    monkeypatch.setattr("harness.training.train.CapturedSteps", Steps)
+    monkeypatch.setattr("harness.training.learner.CapturedSteps", Steps)
     monkeypatch.setattr(
-        captured, "_streams", lambda count, _: tuple(Stream() for _ in range(count))
+        learners, "_streams", lambda count, _: tuple(Stream() for _ in range(count))
     )
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "stream", on_stream)
-    monkeypatch.setattr("harness.training.train.make_optimizer", make_like_on_a_gpu)
+    monkeypatch.setattr("harness.training.learner.make_optimizer", make_like_on_a_gpu)
     return Steps, recorded
 
 
@@ -212,8 +212,8 @@ def test_left_as_found_puts_back_in_place():
 @pytest.mark.parametrize("raised", [False, True])
 def test_a_start_after_an_exception_launches_kernel_by_kernel(trial_of, digits, raised):
     """What cannot be recorded somewhere is trained there all the same."""
-    from harness.cluster.fanout import train_with_torch
     from harness.cluster.shards import Partial, Standing, Start
+    from harness.cluster.worker import train_with_torch
 
     pack = (trial_of(),)
     failure = SimpleNamespace(kind="exception" if raised else "worker lost")

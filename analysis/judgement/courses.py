@@ -1,0 +1,97 @@
+"""Gradient flow of one arm over another along training, with a band that holds at all times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from analysis.judgement.outcomes import FEWEST_PAIRS
+from analysis.load import spread_times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from analysis.load import Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CourseEffect:
+    """The ratio of gradient flow at one time of training, over all pairs of one architecture.
+
+    Units:
+        Ratios: arm over baseline.
+    """
+
+    dataset: str
+    recipe: str
+    architecture: str
+    arm: str
+    baseline: str
+    step: int
+    epoch: float
+    pairs: int
+    ratio: float
+    low: float
+    """Of a band that holds at all times shown together, at 95 %."""
+    high: float
+
+
+def follow_flow(
+    results: Results, *, arm: str = "after", baseline: str = "before"
+) -> Iterator[CourseEffect]:
+    """The mean over layers of log flow, arm minus baseline, paired by seed and cell, time by time.
+
+    Seeds of one architecture and depth are crossed, those of others are not: cells are averaged
+    with equal weights, and the standard error adds their variances. The band is Bonferroni's over
+    the times shown, which are spread evenly over the logarithm of the steps.
+    """
+    study = results.trials[(results.trials["stage"] == "study") & (results.trials["flow"] == "own")]
+    study = study[study["status"] == "done"]
+    key = ["dataset", "recipe", "architecture", "depth", "seed"]
+    wide = results.readings.merge(study[["trial_id", "placement", *key]], on="trial_id")
+    wide = wide[wide["placement"].isin([arm, baseline])]
+    table = wide.pivot_table(
+        index=[*key, "step", "epoch"], columns="placement", values="mean", aggfunc="mean"
+    )
+    if not {arm, baseline} <= set(table.columns):
+        return
+    pairs = (table[arm] - table[baseline]).dropna().rename("difference").reset_index()
+    for (dataset, recipe, architecture), rows in pairs.groupby(key[:3], sort=False):
+        steps = spread_times(sorted(rows["step"].unique().tolist()))
+        shown = rows[rows["step"].isin(steps)]
+        for step, at in shown.groupby("step"):
+            cells = at.groupby("depth")["difference"]
+            of_cell = cells.agg(["mean", "var", "count"])
+            of_cell = of_cell[of_cell["count"] >= FEWEST_PAIRS]
+            if of_cell.empty:
+                continue
+            variance = of_cell["var"] / of_cell["count"]
+            df = variance.sum() ** 2 / (variance**2 / (of_cell["count"] - 1)).sum()
+            half = special.stdtrit(df, 1 - 0.025 / len(steps)) * np.sqrt(variance.sum())
+            half /= len(of_cell)
+            middle = of_cell["mean"].mean()
+            yield CourseEffect(
+                dataset=str(dataset),
+                recipe=str(recipe),
+                architecture=str(architecture),
+                arm=arm,
+                baseline=baseline,
+                step=int(step),  # pyright: ignore[reportArgumentType]
+                epoch=float(at["epoch"].iloc[0]),
+                pairs=int(of_cell["count"].sum()),
+                ratio=float(10**middle),
+                low=float(10 ** (middle - half)),
+                high=float(10 ** (middle + half)),
+            )
+
+
+def as_frame(courses: list[CourseEffect]) -> pd.DataFrame:
+    """The same as a table."""
+    names = CourseEffect.__slots__
+    return pd.DataFrame(
+        [{name: getattr(c, name) for name in names} for c in courses], columns=names
+    )

@@ -1,0 +1,159 @@
+"""What stands beside the verdicts: other methods, other readings, and how often verdicts err."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from analysis.page import theme
+from analysis.page.parts import Section, Table
+from analysis.page.theme import NONE, interval, number, p_value, signed
+
+if TYPE_CHECKING:
+    from analysis.judgement.ranking import Rank
+    from analysis.judgement.simulation import Rate
+    from analysis.judgement.verdicts import Verdict
+
+
+def show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Section:
+    rows = tuple(
+        (
+            ", ".join(filter(None, (verdict.claim, study))),
+            verdict.word,
+            p_value(verdict.p),
+            p_value(verdict.p_holm),
+            p_value(panel.p_sign_flip),
+            p_value(panel.p_signed_rank),
+            signed(panel.hodges_lehmann),
+            number(panel.superiority),
+            signed(panel.estimate_at_chance),
+            verdict.fragile or "agrees",
+        )
+        for verdict, study in zip(verdicts, studies, strict=True)
+        if (panel := verdict.robustness) is not None
+    )
+    table = Table(
+        (
+            *("claim", "verdict", "p", "p (Holm)", "sign-flip p", "signed-rank p"),
+            *("Hodges-Lehmann", "P(arm > baseline)"),
+            *("diverged at chance", "against the verdict"),
+        ),
+        rows,
+        words=2,
+    )
+    return Section(
+        "robustness",
+        "Would other methods say the same?",
+        "Shown for comparison; no verdict depends on them.",
+        tables=tuple(
+            (title, table)
+            for title, table in (
+                ("Other methods", table),
+                (
+                    "Gradient flow with the layers reduced otherwise",
+                    _other_flows(verdicts, studies),
+                ),
+            )
+            if table.rows
+        ),
+    )
+
+
+def show_ranks(ranks: Sequence[Rank]) -> Section:
+    """Every arm of every cell, the best first."""
+    return Section(
+        "ranks",
+        "Which placement does best?",
+        "All arms of a cell, paired by seed with the one that did best there. The intervals hold for "
+        "all pairs of arms of the cell at once (Bonferroni): an arm whose interval reaches zero may "
+        "be as good as the best. Exploratory: no claim rests on it.",
+        tables=(
+            (
+                "Arms by mean test accuracy",
+                Table(
+                    (
+                        *("cell", "arm", "place", "mean (%)", "trained of run"),
+                        *("behind the best (points)", "simultaneous 95 % interval"),
+                    ),
+                    tuple(
+                        (
+                            " ".join((rank.cell, *_name_study(rank, ranks))),
+                            rank.arm,
+                            str(rank.place),
+                            number(rank.accuracy),
+                            f"{rank.trained} of {rank.run}",
+                            NONE if rank.place == 1 else signed(rank.behind),
+                            interval(rank.low, rank.high, signed),
+                        )
+                        for rank in ranks
+                    ),
+                    words=2,
+                ),
+            ),
+        )
+        if ranks
+        else (),
+    )
+
+
+def _name_study(rank: Rank, ranks: Sequence[Rank]) -> list[str]:
+    """Data set and recipe, as far as there are several."""
+    several = [len({getattr(one, name) for one in ranks}) > 1 for name in ("dataset", "recipe")]
+    return [word for word, said in zip((rank.dataset, rank.recipe), several, strict=True) if said]
+
+
+def _other_flows(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Table:
+    """The ratio of flows that decided, beside what it is at other layers and times."""
+    return Table(
+        ("claim", "gradient flow", "ratio", "95 % interval", "p", "p (beyond the margin)"),
+        tuple(
+            (
+                ", ".join(filter(None, (verdict.claim, study))),
+                other.name,
+                theme.ratio(10**other.estimate),
+                interval(10**other.low, 10**other.high, theme.ratio),
+                p_value(other.p),
+                p_value(other.p_minimal),
+            )
+            for verdict, study in zip(verdicts, studies, strict=True)
+            if verdict.robustness is not None
+            for other in verdict.robustness.other_flows
+        ),
+        words=2,
+    )
+
+
+def show_calibration(rates: Sequence[Rate]) -> Section:
+    rows = tuple(
+        (
+            rate.scenario,
+            rate.measure,
+            rate.promise or NONE,
+            "" if not rate.promise else "✓ kept" if rate.is_kept else "✕ broken",
+            f"{number(100 * rate.share, 1)} ± {number(100 * rate.error, 1)}",
+        )
+        for rate in rates
+        if math.isfinite(rate.share)
+    )
+    promised = [rate for rate in rates if rate.promise and math.isfinite(rate.share)]
+    kept = sum(rate.is_kept for rate in promised)
+    return Section(
+        "calibration",
+        "How often would such verdicts err?",
+        (
+            "Grids of this design were simulated, with the spread seen here and true effects that "
+            f"are known, and judged by the same code: {kept} of {len(promised)} promises were kept. "
+            "Shares come with their Monte-Carlo standard error."
+        ),
+        tables=(
+            (
+                "Simulated grids",
+                Table(
+                    ("what is true", "what was counted", "promised", "", "share (%)"), rows, words=4
+                ),
+            ),
+        )
+        if rows
+        else (),
+    )

@@ -1,0 +1,96 @@
+"""Draw outside Python: charts in a JavaScript engine beside this process, the PDF in a browser.
+
+Light to import: the command line asks for a browser ahead of everything else, and the engine's
+process imports no more than this.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from importlib import resources
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_PRINTED_WIDTH = 822
+"""Pixels of a window in which charts are as wide as on A4 between the margins of page.css."""
+
+
+def read(name: str) -> str:
+    """The text of a file of this package."""
+    return resources.files("analysis.page").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def start_engine() -> ProcessPoolExecutor:
+    """The engine's process; a thread would not do, for Vega keeps Python waiting while it draws."""
+    return ProcessPoolExecutor(
+        1,
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,  # an interruption is for this process to report
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+
+
+@functools.cache
+def bundle_script() -> Future[str]:
+    """Vega, Vega-Lite and vega-embed, and the few lines that draw the charts with them."""
+    return start_engine().submit(vl_convert.javascript_bundle, read("page.js"))
+
+
+def draw(spec: dict[str, Any], path: Path, formats: Sequence[str]) -> Future[None]:
+    """Write one chart as SVG, and as PNG too where wanted; `path` lacks the ending."""
+    return start_engine().submit(_draw, spec, path, formats)
+
+
+def _draw(spec: dict[str, Any], path: Path, formats: Sequence[str]) -> None:
+    write(path.with_name(f"{path.name}.svg"), vl_convert.vegalite_to_svg(spec))
+    if "png" in formats:
+        path.with_name(f"{path.name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+
+
+def write(path: Path, text: str) -> None:
+    """A reader of the file sees the old text or the new, never half of one."""
+    hidden = path.with_name(f".{path.name}.tmp")
+    hidden.write_text(text, encoding="utf-8")
+    hidden.replace(path)
+
+
+def find_browser() -> str | None:
+    """A browser that prints pages, if this machine has one."""
+    return next(filter(None, map(shutil.which, _BROWSERS)), None)
+
+
+def print_pdf(page: Path, target: Path) -> None:
+    """Print the page as a reader would.
+
+    Raises:
+        OSError: the browser could not.
+    """
+    browser = find_browser()
+    assert browser is not None, "the command line asks for one"
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            browser,
+            *("--headless=new", "--disable-gpu", "--no-first-run", "--no-pdf-header-footer"),
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium insists, as root
+            f"--user-data-dir={profile}",
+            f"--window-size={_PRINTED_WIDTH},1400",
+            "--virtual-time-budget=10000",
+            f"--print-to-pdf={target.resolve()}",
+            page.resolve().as_uri(),
+        ]
+        try:
+            subprocess.run(command, capture_output=True, check=True, timeout=120)
+        except subprocess.SubprocessError as error:
+            raise OSError(f"{browser} could not print {page}") from error

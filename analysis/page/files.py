@@ -1,0 +1,161 @@
+"""Write a report: the page, its figures, the tables and verdicts beside it, Markdown and PDF."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+
+from analysis.page import drawing, theme
+from analysis.page import frames as tables
+from analysis.page.html import name_file, render_page, share_config
+
+if TYPE_CHECKING:
+    from analysis.judgement.effects import Effect
+    from analysis.page.parts import Figure, Page
+
+PANEL_WIDTH = {1: 620, 2: 400, 3: 280}
+"""Pixels per panel in a figure's file, by the panels in a row; on the page the reader decides."""
+
+
+def write_report(
+    page: Page,
+    effects: Sequence[Effect],
+    folder: Path,
+    *,
+    command: str,
+    formats: Sequence[str] = ("html",),
+    refresh: float | None = None,
+) -> None:
+    """Write the page, the tables beside it and every figure as SVG, as PNG too where wanted.
+
+    `command` is printed as what wrote the report; `refresh` makes the page renew itself after so
+    many seconds.
+
+    Raises:
+        OSError: a file cannot be written, or a PDF is wanted and the browser could not print it.
+    """
+    written = datetime.now(UTC)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    drawn = [
+        drawing.draw(_twin(figure), folder / "figures" / name_file(figure.name), formats)
+        for figure in page.figures
+    ]
+    html = render_page(page, written=written, command=command, refresh=refresh)
+    drawing.write(folder / "index.html", html)
+    drawing.write(folder / "verdicts.json", _render_json(page, written=written))
+    numbers = tables.without_formulas(tables.tabulate_effects(effects))
+    drawing.write(folder / "effects.csv", numbers.to_csv(index=False))
+    trials = tables.without_formulas(page.results.trials.drop(columns="test_correct"))
+    drawing.write(folder / "trials.csv", trials.to_csv(index=False))
+    for figure in drawn:
+        figure.result()
+    if "md" in formats:
+        drawing.write(folder / "report.md", _render_markdown(page, written=written))
+    if "pdf" in formats:
+        drawing.print_pdf(folder / "index.html", folder / "report.pdf")
+
+
+def _twin(figure: Figure) -> dict[str, Any]:
+    """The figure as one picture of fixed width."""
+    outside = {"$schema", "config", "datasets"}
+    width = PANEL_WIDTH[figure.columns]
+    views = [
+        {name: part for name, part in panel.spec.items() if name not in outside}
+        | {"width": width, "title": theme.visible(panel.title or figure.title)}
+        for panel in figure.panels
+    ]
+    return {
+        "$schema": alt.SCHEMA_URL,
+        "config": share_config(),
+        "background": theme.PAPER,
+        "datasets": {
+            name: rows for panel in figure.panels for name, rows in panel.spec["datasets"].items()
+        },
+        "concat": views,
+        "columns": figure.columns,
+        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
+    }
+
+
+def _render_json(page: Page, *, written: datetime) -> str:
+    results = page.results
+    content = {
+        "grid": results.plan.grid,
+        "written": written.isoformat(timespec="seconds"),
+        "complete": results.is_complete,
+        "trials_planned": len(results.planned),
+        "trials_found": len(results.trials),
+        "warnings": list(results.warnings),
+        "plan": asdict(results.plan),
+        "looks": [asdict(look) for look in page.seen],
+        "verdicts": [asdict(verdict) for verdict in page.verdicts],
+    }
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return theme.INVISIBLE.sub(lambda sign: json.dumps(sign[0])[1:-1], text)
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401
+    """JSON has no NaN: a number that does not exist is null."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+        case _:
+            return value
+
+
+def _render_markdown(page: Page, *, written: datetime) -> str:
+    """The verdicts, and those of the figures beside the file that claims rest on."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", theme.visible(text))
+
+    lines = [
+        "# Does batch norm belong before or after ReLU?",
+        "",
+        (
+            f"Grid {plain(page.results.plan.grid)}, {written:%d %B %Y, %H:%M} UTC: "
+            f"{len(page.results.trials)} of {len(page.results.planned)} planned trials."
+        ),
+    ]
+    if not page.results.is_complete:
+        lines += ["", f"**INCOMPLETE**: {len(page.results.missing)} trials have no result."]
+    lines += [f"\n**Beware**: {plain(warning)}" for warning in page.results.warnings]
+    for study, cards in page.studies.items():
+        lines += ["", f"## {plain(study).capitalize()}"] if study else []
+        for card in cards:
+            title = f"{card.claim} {card.answer}: {card.meaning}"
+            lines += [
+                "",
+                f"{'###' if study else '##'} {card.icon} {title}: {plain(card.title)}",
+                "",
+                plain(card.sentence),
+            ]
+            for name, text in card.notes:
+                lines += ["", f"**{name}**: {plain(text)}"]
+    for section in page.sections:
+        figures = [figure for figure in section.figures if not figure.is_aside]
+        lines += ["", f"## {section.title}"] if figures or section.intro else []
+        lines += ["", plain(section.intro)] if section.intro else []
+        for figure in figures:
+            address = f"figures/{name_file(figure.name)}.svg"
+            title = plain(figure.title)
+            lines += ["", f"### {title}", "", f"![{title}]({address})", ""]
+            lines += [plain(figure.description)]
+    lines += [
+        "",
+        "Every figure: [figures](figures/). Every number: [effects.csv](effects.csv),",
+        "[trials.csv](trials.csv), [verdicts.json](verdicts.json).",
+    ]
+    return "\n".join(lines) + "\n"

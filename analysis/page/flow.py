@@ -1,0 +1,295 @@
+"""Gradient flow by layer and over training, and whether the accuracy goes where it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from analysis.judgement.courses import as_frame, follow_flow
+from analysis.page import charts
+from analysis.page import frames as tables
+from analysis.page.differences import pairs_table
+from analysis.page.parts import Figure, Panel, Section, Table
+from analysis.page.theme import NONE, interval, ratio, signed
+
+if TYPE_CHECKING:
+    from analysis.load import Results
+    from analysis.page.differences import Comparison
+    from analysis.page.parts import Card
+    from analysis.page.theme import Mark
+
+MAPS_AT_ONCE = 4
+"""Panels whose maps of gradient flow are all shown; of more they are shown on demand."""
+MEAN_FIELD_GROWTH = math.pi / (math.pi - 1)
+"""Growth of the squared activation gradient per layer towards the input of a deep MLP with batch
+norm, at initialisation and for large batches; Yang et al. 2019, arXiv:1902.08129, theorem 8."""
+
+
+def show_flow(
+    results: Results,
+    trials: pd.DataFrame,
+    comparisons: Sequence[Comparison],
+    marks: Mapping[str, Mark],
+) -> Section:
+    is_deepest = trials["depth"] == trials.groupby("panel", sort=False)["depth"].transform("max")
+    deepest = trials[is_deepest]
+    readings = tables.read_flow(results, deepest)
+    panels = list(dict.fromkeys(deepest["panel"]))
+    studies = tables.name_studies(deepest)
+    of_first_study = {
+        panel for panel, study in zip(deepest["panel"], studies, strict=True) if study == studies[0]
+    }
+    flow = tables.tabulate_flow(readings).sort_values(
+        "panel", kind="stable", key=lambda names: names.map(panels.index)
+    )
+    arm, baseline = next(((it.arm, it.baseline) for it in comparisons), ("", ""))
+    differences = tables.tabulate_flow_differences(readings, arm=arm, baseline=baseline)
+    differences["is_clear"] = differences["p_bh"] < 0.05
+    figures: list[Figure] = []
+    for (panel, depth), rows in flow.groupby(["panel", "depth"], sort=False):
+        where = f"{panel}, depth {depth}"
+        is_aside = panel not in of_first_study
+        here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
+        shown = _layers_shown(rows)
+        title = "log10 of gradient flow"
+        reach = charts.span(rows, "mean", "low", "high")
+        times = _chosen_times(rows)
+        figures.append(
+            Figure(
+                name=f"flow-{panel}-{depth}",
+                title=f"{where}: gradient flow by layer",
+                description=(
+                    f"Mean over seeds with 95 % intervals. Layer 0 is next to the input.{shown}"
+                    + (
+                        " Dashed: the growth that theory predicts at initialisation."
+                        if str(panel).startswith("mlp")
+                        else ""
+                    )
+                ),
+                panels=tuple(
+                    Panel(
+                        words,
+                        charts.flow_by_layer(
+                            at,
+                            here,
+                            title=title,
+                            reach=reach,
+                            theory=_theory(str(panel), at, baseline),
+                        ),
+                    )
+                    for words, at in times
+                ),
+                columns=3,
+                legend=tuple(here),
+                table=_flow_table(times),
+                is_aside=is_aside,
+            )
+        )
+        spread = charts.span(rows, "mean")
+        maps = [
+            Panel(name, charts.flow_map(rows[rows["arm"] == name], title=title, reach=spread))
+            for name in here
+        ]
+        apart = differences[differences["panel"] == panel]
+        words = f"{arm} / {baseline}"
+        if not apart.empty:
+            maps.append(Panel(words, charts.difference_map(apart, title="log10 of the ratio")))
+        figures.append(
+            Figure(
+                name=f"flow-map-{panel}-{depth}",
+                title=f"{where}: gradient flow over training",
+                description=(
+                    f"Layer by time, mean over seeds; all arms share one scale.{shown}"
+                    if apart.empty
+                    else "Layer by time, mean over seeds; all arms share one scale. The ratio is "
+                    "exploratory: orange where the layer gets more in the first arm named, pale "
+                    f"where that may be chance (Benjamini-Hochberg at 5 %).{shown}"
+                ),
+                panels=tuple(maps),
+                columns=2,
+                table=None if apart.empty else _map_table(apart, words),
+                is_aside=is_aside or len(panels) > MAPS_AT_ONCE,
+            )
+        )
+    return Section("flow", "How much gradient reaches each layer?", "", tuple(figures))
+
+
+def show_course(results: Results, marks: Mapping[str, Mark]) -> Section:
+    """The ratio of gradient flow along training, architecture by architecture."""
+    courses = as_frame(list(follow_flow(results)))
+    if courses.empty:
+        return Section("course", "")
+    studies = tables.name_studies(courses)
+    courses = courses.assign(
+        panel=[
+            ", ".join(filter(None, (name, study)))
+            for name, study in zip(courses["architecture"], studies, strict=True)
+        ],
+        margin=results.plan.margin_gradient,
+    )
+    low = min(courses["low"].min(), courses["ratio"].min(), 1 / results.plan.margin_gradient)
+    high = max(courses["high"].max(), courses["ratio"].max(), results.plan.margin_gradient)
+    reach = [0.9 * low, 1.1 * high]
+    first = courses.iloc[0]
+    figure = Figure(
+        name="course",
+        title=f"Gradient flow: {first['arm']} / {first['baseline']} along training",
+        description=(
+            "Mean over layers, seeds and depths, each pair of equal seed. The band holds at all "
+            "times shown at once, at 95 % (Bonferroni). Shaded: ratios too close to 1 to matter."
+        ),
+        panels=tuple(
+            Panel(str(name), charts.course(rows, marks, title="ratio", reach=reach))
+            for name, rows in courses.groupby("panel", sort=False)
+        ),
+        columns=3,
+        table=Table(
+            ("network", "steps", "epochs", "pairs", "ratio", "simultaneous 95 % band"),
+            tuple(
+                (
+                    row["panel"],
+                    str(row["step"]),
+                    f"{row['epoch']:.3g}",
+                    str(row["pairs"]),
+                    ratio(row["ratio"]),
+                    interval(row["low"], row["high"], ratio),
+                )
+                for row in courses.to_dict("records")
+            ),
+        ),
+    )
+    return Section("course", "When do the orders differ in gradient flow?", "", (figure,))
+
+
+def _layers_shown(flow: pd.DataFrame) -> str:
+    """Which layers these are, where they are not all."""
+    layers = sorted(flow["layer_index"].unique())
+    total = int(layers[-1]) + 1
+    return (
+        "" if len(layers) == total else f" Shown: {len(layers)} of {total} layers, evenly spread."
+    )
+
+
+def _chosen_times(flow: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Before training, after the first epoch and at the end, as far as there are readings."""
+    epochs = np.sort(flow["epoch"].unique()).tolist()
+    chosen = dict.fromkeys([epochs[0], *[epoch for epoch in epochs if epoch >= 1][:1], epochs[-1]])
+    return [
+        (
+            "at initialisation" if epoch == 0 else f"after {epoch:g} epoch{'s' * (epoch != 1)}",
+            flow[flow["epoch"] == epoch],
+        )
+        for epoch in chosen
+    ]
+
+
+def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
+    """A row per layer, a column per time and arm."""
+    columns = {
+        f"{arm} {words}": rows.set_index("layer_index")["mean"]
+        for words, at in times
+        for arm, rows in at.groupby("arm", sort=False)
+    }
+    wide = pd.DataFrame(columns).sort_index()
+    return Table(
+        ("layer", *columns),
+        tuple(
+            (str(layer), *map(signed, row))
+            for layer, row in zip(wide.index, wide.to_numpy(), strict=True)
+        ),
+    )
+
+
+def _map_table(differences: pd.DataFrame, words: str) -> Table:
+    """A row per layer, a column per time; a star where the difference is clear."""
+    cells = differences.assign(
+        text=differences["mean"].map(signed) + differences["is_clear"].map({True: " *", False: ""})
+    )
+    wide = cells.pivot_table(index="layer_index", columns="epoch", values="text", aggfunc="first")
+    times = [
+        f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}" for epoch in wide.columns.to_numpy(float)
+    ]
+    return Table(
+        (f"layer; log10 of {words}", *(f"epoch {time}" for time in times)),
+        tuple(
+            (str(layer), *row)
+            for layer, row in zip(wide.index, wide.fillna(NONE).to_numpy(), strict=True)
+        ),
+    )
+
+
+def _theory(panel: str, flow: pd.DataFrame, anchor: str) -> pd.DataFrame | None:
+    """Mean-field theory for an MLP at initialisation, through the last hidden layer of `anchor`."""
+    hidden = flow[flow["arm"] == anchor].sort_values("layer_index")[:-1]
+    if not panel.startswith("mlp") or flow["epoch"].iloc[0] != 0 or hidden.empty:
+        return None
+    towards_input = hidden["layer_index"].max() - hidden["layer_index"]
+    growth = math.log10(MEAN_FIELD_GROWTH) / 2
+    return hidden[["layer_index"]].assign(mean=hidden["mean"].iloc[-1] + growth * towards_input)
+
+
+def show_mechanism(
+    comparisons: Sequence[Comparison], cards: Sequence[Card], marks: Mapping[str, Mark]
+) -> Section:
+    if not {compared.quantity for compared in comparisons} >= {"accuracy", "gradient"}:
+        return Section("mechanism", "")
+    arm, baseline = comparisons[0].arm, comparisons[0].baseline
+    asked = [
+        it
+        for it in comparisons
+        if (it.arm, it.baseline) == (arm, baseline) and it.window in {"", "whole"}
+    ]
+    pairs = tables.name_panels(
+        tables.tabulate_pairs([effect for compared in asked for effect in compared.effects])
+    )
+    keys = [name for name in pairs if name not in {"quantity", "label", "difference"}]
+    both = pairs.pivot_table(index=[*keys, "label"], columns="quantity", values="difference")
+    figures = []
+    if {"accuracy", "gradient"} <= set(both.columns):
+        both = both.dropna().reset_index().rename(columns={"gradient": "flow"})
+        figures = [
+            Figure(
+                name="mechanism",
+                title="Accuracy gained against gradient flow gained",
+                description=(
+                    f"One point per pair of trials: '{arm}' minus '{baseline}'. A cloud that "
+                    "rises to the right is what a cause would look like, but a common cause would "
+                    "look the same."
+                ),
+                panels=tuple(
+                    Panel(
+                        str(name),
+                        charts.mechanism(
+                            rows,
+                            marks,
+                            x_title="gradient flow (log10 of the ratio)",
+                            y_title="accuracy (points)",
+                        ),
+                    )
+                    for name, rows in both.groupby("panel", sort=False)
+                ),
+                columns=3,
+                table=pairs_table(
+                    {
+                        "gradient flow (log10 of the ratio)": both.assign(value=both["flow"]),
+                        "accuracy (points)": both.assign(value=both["accuracy"]),
+                    }
+                ),
+            )
+        ]
+    intro = " ".join(
+        (f"With {card.study}: " if card.study else "")
+        + f"{card.sentence} Judged {card.word}: {card.reason}."
+        for card in cards
+        if card.claim == "C2" and card.reason
+    )
+    return Section(
+        "mechanism",
+        "Is the accuracy carried by gradient flow?",
+        intro,
+        tuple(figure for figure in figures if figure.panels),
+    )

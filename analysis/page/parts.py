@@ -1,0 +1,134 @@
+"""What a page is made of. The template of `html` draws these, and `files` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from analysis.page import theme
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from analysis.judgement.verdicts import Verdict
+    from analysis.load import Results
+    from analysis.page.theme import Mark
+    from harness.results.looks import SeenLook
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart, and what tells it from its neighbours."""
+
+    title: str
+    chart: alt.Chart | alt.LayerChart
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The chart in Vega-Lite, its rows below `datasets`."""
+        spec = self.chart.to_dict(validate=False)
+        rows = spec.pop("datasets")  # `theme.inline` has looked at each value already
+        return {**theme.visible_in(spec), "datasets": rows}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are printed; the first `words` columns are words, the others numbers.
+
+    The page's style knows up to three; a table of nothing but words may claim more.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels that belong together, what they show in a sentence, and the numbers they show."""
+
+    name: str
+    title: str
+    description: str
+    panels: tuple[Panel, ...]
+    table: Table | None = None
+    columns: int = 1
+    """Panels side by side where there is room."""
+    legend: tuple[str, ...] = ()
+    """Placements to be explained above the panels."""
+    is_aside: bool = False
+    """Shown on demand: no claim rests on it."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, and the figures that answer it."""
+
+    anchor: str
+    title: str
+    intro: str = ""
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[tuple[str, Table], ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """A verdict in the words of the page, with its small chart."""
+
+    claim: str
+    title: str
+    study: str
+    """The data set and recipe it speaks of, where there are several."""
+    word: str
+    icon: str
+    answer: str
+    """Of the claim as stated: holds, fails, open, no gain to explain."""
+    meaning: str
+    """The word with what belongs to it in one breath."""
+    sentence: str
+    reason: str
+    notes: tuple[tuple[str, str], ...]
+    """What to know beside the sentence: what it is called, and what it says."""
+    anchor: str
+    """The section that shows what the verdict rests on, if the page has it."""
+    panel: Panel | None
+    axis: str
+    """What the chart shows, and in which unit."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the report shows of one results folder."""
+
+    results: Results
+    verdicts: tuple[Verdict, ...]
+    cards: tuple[Card, ...]
+    """One for each verdict."""
+    marks: Mapping[str, Mark]
+    counts: Mapping[str, int]
+    sections: tuple[Section, ...] = field(default=())
+    seen: tuple[SeenLook, ...] = ()
+    """The looks at these results so far, this one among them."""
+
+    @property
+    def studies(self) -> Mapping[str, tuple[Card, ...]]:
+        """The cards of each study, in their order."""
+        names = dict.fromkeys(card.study for card in self.cards)
+        return {name: tuple(card for card in self.cards if card.study == name) for name in names}
+
+    @property
+    def claims(self) -> tuple[tuple[Card, ...], ...]:
+        """The cards of each claim, one per study."""
+        return tuple(zip(*self.studies.values(), strict=True))
+
+    @property
+    def titles(self) -> Mapping[str, str]:
+        """Anchor -> title of each section."""
+        return {section.anchor: section.title for section in self.sections}
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Every figure of the page, in its order."""
+        return tuple(figure for section in self.sections for figure in section.figures)

@@ -1,0 +1,269 @@
+"""The runs themselves: the recipe each arm got, what became of every trial, and what it ran on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.page import charts
+from analysis.page import frames as tables
+from analysis.page.parts import Figure, Panel, Section, Table
+from analysis.page.theme import number
+
+if TYPE_CHECKING:
+    from analysis.load import Results
+    from analysis.page.theme import Mark
+
+MOST_FAILURES = 40
+"""Ways of failing that are listed; who fails in more ways reads the rows."""
+_GLYPHS = {"done": "", "diverged": "✕", "failed": "!", "missing": ""}
+
+
+def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark]) -> Section:
+    choices = tables.tabulate_choices(results.choices)
+    rows = tuple(
+        (
+            f"{row['architecture']}-{row['depth']} {row['variant']}".rstrip(),
+            row["placement"],
+            f"{row['lr']:g}",
+            f"{row['weight_decay']:g}",
+            number(100 * row["validation_accuracy"]),
+            "▲ edge of the list" if row["at_edge"] else "inside the list",
+            "; ".join(
+                f"{lr:g}: {number(score, 1)}" + (f" ({diverged}✕)" if diverged else "")
+                for lr, _, score, diverged in row["tried"]
+            ),
+        )
+        for row in choices.to_dict("records")
+    )
+    edges = int(choices["at_edge"].sum())
+    warning = (
+        f" {edges} of {len(choices)} arms do best at the smallest or largest rate tried: a better "
+        "one may lie beyond, and their comparison is fair only as far as the list reaches."
+    )
+    return Section(
+        "tuning",
+        "Which recipe did each arm get?",
+        "At one common rate the order with the larger steps may win or lose by its steps alone. So "
+        "each arm was also trained at the recipe that scored best on validation images, with seeds "
+        "of its own that the study does not use. A run that diverged (✕) scores 0."
+        + (warning if edges else ""),
+        figures=_rate_figures(trials[trials["stage"] == "tuning"], choices, marks),
+        tables=(
+            (
+                "The best recipe of each arm",
+                Table(
+                    (
+                        *("cell", "arm", "learning rate", "weight decay", "validation (%)"),
+                        *("where in the list", "every rate tried: validation (%)"),
+                    ),
+                    rows,
+                    words=7,
+                ),
+            ),
+        )
+        if rows
+        else (),
+    )
+
+
+def _rate_figures(
+    trials: pd.DataFrame, choices: pd.DataFrame, marks: Mapping[str, Mark]
+) -> tuple[Figure, ...]:
+    """Validation accuracy against the learning rate: every seed of every arm, cell by cell."""
+    scored = trials.assign(percent=100 * trials["validation_accuracy"])
+    scored = scored[scored["percent"].notna()]
+    if scored.empty or scored["lr"].nunique() < 2:
+        return ()
+    edges = {
+        (row["architecture"], row["depth"], row["arm"], row["lr"])
+        for row in choices.to_dict("records")
+        if row["at_edge"]
+    }
+    panels = []
+    for (architecture, depth), rows in scored.groupby(["architecture", "depth"], sort=False):
+        means = rows.groupby(["arm", "lr"], sort=False, as_index=False)["percent"].mean()
+        means["edge"] = [
+            "▲" if (architecture, depth, arm, lr) in edges else ""
+            for arm, lr in zip(means["arm"], means["lr"], strict=True)
+        ]
+        here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
+        chart = charts.rates(rows, means, here, title="validation accuracy (%)")
+        panels.append(Panel(f"{architecture}-{depth}", chart))
+    return (
+        Figure(
+            name="rates",
+            title="Accuracy against the learning rate",
+            description="Every seed of the tuning stage, and a line through the means of each arm. "
+            "▲: the arm does best at the edge of the rates tried.",
+            panels=tuple(panels),
+            columns=3,
+            legend=tuple(dict.fromkeys(scored["arm"])),
+        ),
+    )
+
+
+def show_integrity(results: Results, trials: pd.DataFrame) -> Section:
+    is_tuning = trials["stage"] == "tuning"
+    rates = (
+        " at " + trials["lr"].map("{:g}".format) + ", " + trials["weight_decay"].map("{:g}".format)
+    )
+    cells = trials.assign(
+        cell=trials["depth"].astype(str) + " " + trials["arm"] + rates.where(is_tuning, ""),
+        glyph=trials["state"].map(_GLYPHS),
+        order=trials["arm"].map({name: i for i, name in enumerate(trials["arm"].unique())}),
+        place=trials["panel"].map({name: i for i, name in enumerate(trials["panel"].unique())}),
+    ).sort_values(["place", "depth", "order", "cell", "seed"], kind="stable")
+    failures = tables.tabulate_failures(results.failures)
+    unlisted = len(failures) - MOST_FAILURES
+    parts = [
+        (
+            f"Failures, the {MOST_FAILURES} most frequent kinds of {len(failures)}"
+            if unlisted > 0
+            else "Failures",
+            Table(
+                ("attempts", "trials", "kind", "message", "first trial", "last (UTC)"),
+                tuple(
+                    (
+                        str(row["attempts"]),
+                        str(row["trials"]),
+                        row["kind"],
+                        row["message"],
+                        row["trial"],
+                        f"{row['last']:%d %B, %H:%M}",
+                    )
+                    for row in failures[:MOST_FAILURES].to_dict("records")
+                ),
+                words=6,
+            ),
+        ),
+        ("Missing trials", _missing_table(cells)),
+        ("Time and measurement", _time_table(trials)),
+    ]
+    checks = results.identities
+    share = (
+        trials["probe_time"].sum() / trials["wall_time"].sum() if trials["wall_time"].sum() else 0
+    )
+    intro = (
+        ""
+        if not math.isfinite(checks["qa_sum"])
+        else (
+            f"Measuring gradient flow took {100 * share:.1f} % of the training time. Two identities "
+            "hold exactly where batch norm follows a layer; in the readings they are off by at most "
+            f"{checks['qa_sum']:.1g} (sum of the gradient) and {checks['qa_dot']:.1g} (weight times "
+            "its gradient), relative."
+        )
+    )
+    has_room = cells["cell"].str.len().max() < 20
+    figures = [
+        Figure(
+            name=name,
+            title=title,
+            description=(
+                "Green: trained. Orange with ✕: the loss diverged, which is an outcome. Black with "
+                "!: the run broke. Grey: no result yet."
+            ),
+            panels=tuple(
+                Panel(str(panel), charts.tiles(rows))
+                for panel, rows in cells[chosen].groupby("panel", sort=False)
+            ),
+            table=_states_table(cells[chosen]),
+            columns=3 if has_room else 2,
+            is_aside=is_aside,
+        )
+        for name, title, chosen, is_aside in (
+            ("integrity", "Every planned trial", cells["stage"] == "study", False),
+            (
+                "integrity-tuning",
+                "Every trial of the tuning stage",
+                cells["stage"] == "tuning",
+                True,
+            ),
+        )
+    ]
+    return Section(
+        "integrity",
+        "Did the runs go as planned?",
+        intro,
+        tuple(figure for figure in figures if figure.panels),
+        tuple((title, table) for title, table in parts if table.rows),
+    )
+
+
+def _missing_table(cells: pd.DataFrame) -> Table:
+    """A row per cell and state: which seeds have no result."""
+    missing = cells[cells["state"].isin(["missing", "failed"])]
+    groups = missing.groupby(["panel", "cell", "state"], sort=False)["seed"]
+    return Table(
+        ("architecture", "depth and arm", "state", "trials", "seeds"),
+        tuple(
+            (*map(str, key), str(len(seeds)), _ranges(sorted(seeds)))
+            for key, seeds in groups  # pyright: ignore[reportGeneralTypeIssues]
+        ),
+        words=5,
+    )
+
+
+def _states_table(cells: pd.DataFrame) -> Table:
+    """How many trials are in which state: a row per cell where not all are done, one for the rest."""
+    states = tuple(_GLYPHS)
+    counts = pd.crosstab([cells["panel"], cells["cell"]], cells["state"])
+    counts = counts.reindex(columns=states, fill_value=0)
+    is_done = counts["done"] == counts.sum(axis=1)
+    rest = (f"{is_done.sum()} cells without a gap", "", *counts[is_done].sum())
+    order = [*dict.fromkeys(zip(cells["panel"], cells["cell"], strict=True))]
+    others = [(*key, *counts.loc[key]) for key in order if not is_done[key]]
+    return Table(
+        ("architecture", "depth and arm", *states),
+        tuple(tuple(map(str, row)) for row in ([rest] if is_done.any() else []) + others),
+        words=2,
+    )
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """Seeds in ascending order as one would say them.
+
+    >>> _ranges([0, 1, 2, 5, 7, 8])
+    '0-2, 5, 7-8'
+    """
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1][1:] = [seed]
+        else:
+            runs.append([seed])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def _time_table(trials: pd.DataFrame) -> Table:
+    done = trials[trials["wall_time"].notna()]
+    groups = done.groupby(["panel", "depth", "arm"], sort=False)
+    return Table(
+        ("architecture", "depth", "arm", "trials", "time per trial (s)", "probe share (%)"),
+        tuple(
+            (
+                *map(str, key),
+                str(len(rows)),
+                number(rows["wall_time"].mean(), 1),
+                number(100 * rows["probe_time"].sum() / rows["wall_time"].sum(), 1),
+            )
+            for key, rows in groups
+        ),
+        words=3,
+    )
+
+
+def tabulate_provenance(results: Results) -> Table:
+    """What trained the trials: a row per device, software and precision."""
+    names = ("device", "torch", "python", "commit", "code_digest", "deterministic", "precision")
+    counts = results.trials[list(names)].astype(str).value_counts(sort=False).reset_index()
+    return Table(
+        ("trials", *(name.replace("_", " ") for name in names)),
+        tuple(
+            (str(row["count"]), *(row[name] for name in names)) for row in counts.to_dict("records")
+        ),
+        words=len(names) + 1,
+    )

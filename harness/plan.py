@@ -1,0 +1,182 @@
+"""What a run would do, and what it asks of time, disk, money and seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cluster.forecast import Forecast, guess_bytes
+from harness.cluster.machine import count_cpus
+from harness.cluster.shards import find_hopeless
+from harness.study.facts import look_up_facts
+from harness.study.records import ChoiceRow, TrialRow
+from harness.study.selection import select
+from harness.study.trials import Trial
+from harness.study.tuning import apply_choices, choose, expand_tuning
+from harness.study.wording import format_count, format_duration, format_size
+
+if TYPE_CHECKING:
+    from harness.results import Snapshot, Tally
+    from harness.study.grid import Grid
+
+CLUSTER_FILE = Path("cluster.yaml")
+"""The machines a plan is priced for, if the current folder has this file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line of a run asks for; `harness.run --help` says what each option means."""
+
+    grid: str
+    overrides: Sequence[str]
+    dry_run: bool
+    price: Sequence[tuple[str, float]]
+    check_cluster: bool
+    results: str | None
+    seeds_per_trial: int | None
+    seeds: str | None
+    only: Sequence[str]
+    limit: int | None
+    retry_failed: bool
+    repair: bool
+    accept_other_code: bool
+    address: str
+    cpus_per_trial: float | None
+    gpus_per_trial: float | None
+    wait_for_nodes: int
+    trial_timeout: float | None
+    max_concurrent: int | None
+    join: bool
+    verbose: bool
+    quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is planned, what became of it so far, and what is to be trained now."""
+
+    snapshot: Snapshot
+    """The folder that was looked at."""
+    tally: Tally
+    choices: tuple[ChoiceRow, ...]
+    """Of the tuning stage; empty until it is complete."""
+    asked: list[Trial]
+    hopeless: frozenset[str]
+    missing: list[Trial]
+    forecast: Forecast
+
+    @classmethod
+    def of(cls, grid: Grid, snapshot: Snapshot, options: Options) -> Outlook:
+        """Compare the grid with what its folder holds."""
+        rows = tuple(snapshot.rows.values())
+        trials, choices = grid.trials, ()
+        if grid.tuning:
+            choices = choose(grid.trials, grid.tuning, rows)
+            tuned = apply_choices(grid.trials, choices)
+            trials = (*expand_tuning(grid.trials, grid.tuning, rows), *grid.trials, *tuned)
+        tally = snapshot.tally(trials)
+        asked = select(trials, options.only)
+        failures = [row for rows in tally.failures.values() for row in rows]
+        hopeless = frozenset() if options.retry_failed else find_hopeless(failures)
+        missing = [t for t in asked if t.id not in tally.rows and t.id not in hopeless]
+        forecast = Forecast()
+        for trial in trials:
+            if row := tally.rows.get(trial.id):
+                forecast.note(trial, row.wall_time)
+        missing = missing[: options.limit]
+        forecast.prepare(missing)
+        return cls(snapshot, tally, choices, asked, hopeless, missing, forecast)
+
+
+def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str) -> str:
+    """What a run would do, for --dry-run."""
+    tally, missing, forecast = outlook.tally, outlook.missing, outlook.forecast
+    cells: dict[Trial, int] = Counter(replace(trial, seed=0) for trial in grid.trials)
+    networks: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for cell in cells:
+        networks[cell.dataset, f"{cell.architecture}-{cell.depth}"][cell.placement] = None
+    size = f"{format_count(len(cells), 'cell')}, {format_count(len(grid.trials), 'trial')}"
+    lines = [f"{grid.name}: {size}; rows in {location}"]
+    lines += [f"  {data} {net}: {', '.join(arms)}" for (data, net), arms in networks.items()]
+    if grid.tuning:
+        tuned = "as chosen" if outlook.choices else f"{len(grid.trials)} more once it has chosen"
+        count = format_count(len(expand_tuning(grid.trials, grid.tuning)), "trial")
+        lines.append(f"tuning     {count} before the study at each arm's best recipe: {tuned}")
+    lines.append(f"so far     {tally.account()}")
+    if tally.strangers:
+        lines.append(
+            f"           {tally.strangers} more with settings that this grid does not have"
+        )
+    if outlook.hopeless:
+        lines.append(
+            f"skipped    {len(outlook.hopeless)} that failed twice with this code; "
+            "--retry-failed trains them again"
+        )
+    lines.append(f"to train   {len(missing)}")
+    if missing:
+        workers = count_cpus() // max(trial.threads for trial in missing)
+        workers = max(1, min(workers, options.max_concurrent or workers, len(missing)))
+        if options.address != "local":
+            workers = 1
+        seconds = forecast.wall_time(missing, workers)
+        lines.append(
+            f"time       roughly {format_duration(seconds)} on {format_count(workers, 'CPU worker')}, "
+            f"{forecast.basis}"
+        )
+        lines.append(f"disk       roughly {format_size(sum(map(guess_bytes, missing)))}")
+        if CLUSTER_FILE.exists():
+            lines += [f"rented     {text}" for text in describe_rent(outlook, options)]
+    fewest = min(cells.values())
+    lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), fewest)]
+    return "\n".join(lines)
+
+
+def describe_rent(outlook: Outlook, options: Options) -> Iterator[str]:
+    """Hours and money on the machines of `CLUSTER_FILE`."""
+    from harness.cluster.costs import describe_costs  # noqa: PLC0415  only for a plan
+
+    tally = outlook.tally
+    return describe_costs(
+        CLUSTER_FILE,
+        outlook.missing,
+        ((trial, tally.rows[trial.id]) for trial in tally.trials if trial.id in tally.rows),
+        cpus=options.cpus_per_trial or max(trial.threads for trial in outlook.missing),
+        gpus=options.gpus_per_trial,
+        prices=dict(options.price),
+    )
+
+
+def describe_power(grid: Grid, rows: Iterable[TrialRow], seeds: int) -> Iterator[str]:
+    """For each data set, the smallest difference between two placements that the seeds can show."""
+    if seeds < 2:
+        yield "nothing: a difference needs at least 2 seeds"
+        return
+    from analysis.statistics.power import detectable_difference  # noqa: PLC0415  scipy: only for a plan
+
+    accuracies: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        if not math.isnan(row.test_accuracy):
+            cell = (row.dataset, row.architecture, str(row.depth), row.placement, str(row.lr))
+            accuracies[cell].append(100 * row.test_accuracy)
+    for dataset in dict.fromkeys(trial.dataset for trial in grid.trials):
+        variances = [
+            statistics.variance(values)
+            for cell, values in accuracies.items()
+            if cell[0] == dataset and len(values) > 1
+        ]
+        if variances:
+            sd, source = math.sqrt(statistics.median(variances)), "as measured so far"
+        else:
+            sd, source = look_up_facts(dataset).run_sd, "assumed"
+        # Two placements share data and order but little of their noise: it adds up.
+        difference = detectable_difference(math.sqrt(2) * sd, seeds, alpha=grid.plan.alpha)
+        yield (
+            f"{difference:.2f} points between two placements of one network on {dataset} "
+            f"({seeds} seeds, power 0.8, alpha {grid.plan.alpha:g} before corrections, "
+            f"standard deviation between seeds {sd:.2f} points, {source})"
+        )
