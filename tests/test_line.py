@@ -183,7 +183,7 @@ def test_a_tuned_study_runs_at_both_recipes_and_is_done_when_both_are(tmp_path):
         """
 defaults: {dataset: digits, epochs: 1, warmup_epochs: 0.5, augmentation: none, width_factor: 0.1}
 seeds: 2
-tuning: {lr: [0.01, 0.1, 1.0], seeds: 1}
+tuning: {lr: [0.01, 0.1, 1.0], seeds: 1, extensions: 0}
 grid: [{architecture: mlp, placement: [before, after], depth: 2}]
 """,
         encoding="utf-8",

@@ -8,6 +8,7 @@ from tests.chaos import rampaging
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_no_row_is_lost_doubled_or_changed_whatever_dies(tmp_path):
     with rampaging(tmp_path, faults=20, seed=1) as rampage:
         toll = rampage.run()

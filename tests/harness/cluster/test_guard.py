@@ -69,6 +69,7 @@ def test_workers_that_crash_at_their_start_end_a_run_with_the_cause(tmp_path, op
         assert "libcudart.so.13: cannot open shared object file" in said
 
 
+@pytest.mark.slow
 def test_a_raylet_that_is_killed_ends_the_run_with_a_code_of_its_own(tmp_path):
     run = start(tmp_path)
     store = Store(tmp_path / "results/long")

@@ -301,8 +301,8 @@ def tiny_images():
     [
         ("resnet18", "after"),
         ("resnet18", "after-relu"),
-        ("densenet121", "after"),
-        ("densenet121", "none"),
+        pytest.param("densenet121", "after", marks=pytest.mark.slow),
+        pytest.param("densenet121", "none", marks=pytest.mark.slow),
     ],
 )
 def test_a_rewritten_model_trains_and_the_probe_reads_every_layer(name, placement):
