@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from analysis.judgement.outcomes import FEWEST_PAIRS
 from analysis.load import spread_times
+from analysis.statistics.contrasts import estimate_contrast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,16 +64,17 @@ def follow_flow(
         steps = spread_times(sorted(rows["step"].unique().tolist()))
         shown = rows[rows["step"].isin(steps)]
         for step, at in shown.groupby("step"):
-            cells = at.groupby("depth")["difference"]
-            of_cell = cells.agg(["mean", "var", "count"])
-            of_cell = of_cell[of_cell["count"] >= FEWEST_PAIRS]
-            if of_cell.empty:
+            diff_CS = at.pivot_table(index="depth", columns="seed", values="difference").to_numpy()
+            diff_CS = diff_CS[np.isfinite(diff_CS).sum(-1) >= FEWEST_PAIRS]
+            if not len(diff_CS):
                 continue
-            variance = of_cell["var"] / of_cell["count"]
-            df = variance.sum() ** 2 / (variance**2 / (of_cell["count"] - 1)).sum()
-            half = special.stdtrit(df, 1 - 0.025 / len(steps)) * np.sqrt(variance.sum())
-            half /= len(of_cell)
-            middle = of_cell["mean"].mean()
+            contrast = estimate_contrast(
+                diff_CS,
+                np.full(len(diff_CS), 1 / len(diff_CS)),
+                block_C=np.arange(len(diff_CS)),  # depths share no block seed
+            )
+            middle = float(contrast.estimate)
+            half = float(contrast.half_width(1 - 0.05 / len(steps)))
             yield CourseEffect(
                 dataset=str(dataset),
                 recipe=str(recipe),
@@ -82,7 +83,7 @@ def follow_flow(
                 baseline=baseline,
                 step=int(step),  # pyright: ignore[reportArgumentType]
                 epoch=float(at["epoch"].iloc[0]),
-                pairs=int(of_cell["count"].sum()),
+                pairs=int(np.isfinite(diff_CS).sum()),
                 ratio=float(10**middle),
                 low=float(10 ** (middle - half)),
                 high=float(10 ** (middle + half)),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.effects import AFTER_AS_BEFORE, BEFORE_AS_AFTER
 from analysis.judgement.outcomes import FEWEST_PAIRS, WINDOWS
+from harness.study.wording import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,13 +140,11 @@ class Story:
         if self.answer == "no gain to explain":
             return "a study in which the order makes a difference to accuracy"
         missing = max(one.planned - int(one.run) for one in self.comparisons)
-        steps = [f"the {missing} planned {_plural('pair', missing)} that did not run"] * (
-            missing > 0
-        )
+        steps = [f"the {format_count(missing, 'planned pair')} that did not run"] * (missing > 0)
         if more_seeds is not None:
             cost = "" if np.isnan(hours) else f", {_format_hours(hours)}"
             steps.append(
-                f"{more_seeds} more {_plural('seed', more_seeds)} per cell would settle this with "
+                f"{format_count(more_seeds, 'more seed')} per cell would settle this with "
                 f"80 % power{cost}"
             )
         elif any(one.is_short_K.all() for one in self.comparisons):
@@ -248,13 +246,13 @@ class Story:
             parts, kind = one.is_judged_K.size, "twin" if one.is_interaction else "cell"
             if short := int(one.is_short_K.sum()):
                 yield (
-                    f"{short} of {parts} {_plural(kind, parts)} of {one.arm} and {one.baseline} "
+                    f"{short} of {format_count(parts, kind)} of {one.arm} and {one.baseline} "
                     f"{'has' if short == 1 else 'have'} fewer than {FEWEST_PAIRS} pairs, and "
                     f"{'decides' if short == 1 else 'decide'} nothing"
                 )
             if dull := int(one.is_uninformative_K.sum()):
                 yield (
-                    f"{dull} of {parts} {_plural(kind, parts)} of {one.arm} and {one.baseline} "
+                    f"{dull} of {format_count(parts, kind)} of {one.arm} and {one.baseline} "
                     f"{'is' if dull == 1 else 'are'} uninformative: nothing learned, or less left "
                     "to gain than the margin"
                 )
@@ -303,9 +301,9 @@ def format_pairs(one: Comparison) -> str:
     """Pairs in the cells that decide, and of how many where some are lacking."""
     kind = "twin" if one.is_interaction else "cell"
     judged, parts = int(one.is_judged_K.sum()), one.is_judged_K.size
-    of = f" of {parts}" if judged < parts else ""
+    cells = f"{judged} of " * (judged < parts) + format_count(parts, kind)
     pairs = int(one.pairs_K[one.is_judged_K].sum())
-    return f"{pairs} {_plural('pair', pairs)} in {judged}{of} {_plural(kind, parts)}"
+    return f"{format_count(pairs, 'pair')} in {cells}"
 
 
 def format_margin(one: Comparison) -> str:
@@ -332,7 +330,7 @@ def _format_margin(quantity: str, margin: float) -> str:
 
 def _describe_absence(one: Comparison) -> str:
     """Why there is no estimate."""
-    pairs = f"{one.planned} {_plural('pair', one.planned)}"
+    pairs = format_count(one.planned, "pair")
     if not one.pairs_K.sum():
         return f"not one of {pairs} gives a difference"
     if one.is_uninformative_K.all():
@@ -348,15 +346,11 @@ def _describe_untrained(one: Comparison) -> str:
         return ""
     low, high = one.risk_interval(0.95)
     return (
-        f"; {int(one.risk.arm_only)} {_plural('pair', int(one.risk.arm_only))} in which only "
+        f"; {format_count(int(one.risk.arm_only), 'pair')} in which only "
         f"{one.arm} did not train and {int(one.risk.baseline_only)} in which only {one.baseline} "
         f"did not, a risk difference of {100 * float(one.risk.estimate):+.0f} points "
         f"[{100 * float(low):+.0f}, {100 * float(high):+.0f}]"
     )
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
 
 
 def _format_hours(hours: float) -> str:
@@ -366,10 +360,3 @@ def _format_hours(hours: float) -> str:
     if hours < 1:
         return f"about {60 * hours:.2g} device-minutes"
     return f"about {hours:.2g} device-hours" if hours < 100 else f"about {hours:,.0f} device-hours"
-
-
-READERS_NAMES = {
-    AFTER_AS_BEFORE: "after, taking before's step sizes",
-    BEFORE_AS_AFTER: "before, taking after's step sizes",
-}
-"""Arms as a reader names them."""
