@@ -204,13 +204,17 @@ def _cell(trial: Trial) -> Trial:
 _NETWORK = [
     "dataset",
     "architecture",
+    "architecture_digest",
     "program",
     "depth",
     "width_factor",
     "growth",
     "bottleneck",
+    "norm",
+    "norm_groups",
     "norm_affine",
     "final_norm",
+    "activation",
     "memory_format",
 ]
 

@@ -301,13 +301,24 @@ class Defaults(Form):
     depth: _OneOrMore[_Depth] = _unsaid("[20, 56]")
     width_factor: _OneOrMore[_ByArchitecture[_Positive]] = _unsaid("0.5")
     growth: _OneOrMore[Annotated[int, _whole(1, 1_024)]] = _unsaid("24")
+    norm: _OneOrMore[Annotated[str, _word("a norm", WORDS["norm"])]] = _unsaid("[batch, layer]")
+    norm_groups: _OneOrMore[Annotated[int, _whole(1, 1_024)]] = _unsaid("4")
     norm_affine: _OneOrMore[_Boolean] = _unsaid("[true, false]")
     final_norm: _OneOrMore[_ByArchitecture[_Boolean]] = _unsaid("true")
+    activation: _OneOrMore[Annotated[str, _word("an activation", WORDS["activation"])]] = _unsaid(
+        "gelu"
+    )
     flow: _OneOrMore[_Flow] = _unsaid("before")
     epochs: _OneOrMore[Annotated[int, _whole(1, 10_000)]] = _unsaid("[50, 200]")
+    train_images: _OneOrMore[Annotated[int, _whole(0, 10**9)]] = _unsaid("10000")
     batch_size: _OneOrMore[_Batch] = _unsaid("64")
+    optimizer: _OneOrMore[Annotated[str, _word("an optimizer", WORDS["optimizer"])]] = _unsaid(
+        "adamw"
+    )
     lr: _OneOrMore[_Positive] = _unsaid("[0.05, 0.1]")
     momentum: _OneOrMore[_Fraction] = _unsaid("0.95")
+    beta1: _OneOrMore[_Fraction] = _unsaid("0.95")
+    beta2: _OneOrMore[_Fraction] = _unsaid("0.99")
     weight_decay: _OneOrMore[_Fraction] = _unsaid("1.0e-4")
     warmup_epochs: _OneOrMore[_Warmup] = _unsaid("1")
     label_smoothing: _OneOrMore[_Fraction] = _unsaid("0.1")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Increased when a column is added, dropped, or changes its meaning."""
 
 
@@ -40,7 +40,10 @@ class Settings:
 
     dataset: str = column("", "Name of the data set.", default="cifar10")
     architecture: str = column("", "How blocks make a network.")
-    placement: str = column("", "Where batch norm stands among the operations of a block.")
+    architecture_digest: str = column(
+        "", "Digest of the user's file that builds the network; empty where it is ours.", default=""
+    )
+    placement: str = column("", "Where the norm stands among the operations of a block.")
     program: str = column("", "The operations of a block, in the order they run.")
     depth: int = column("1", "Weighted layers as the architecture counts them.")
     seed: int = column("1", "Index of the replicate.")
@@ -55,10 +58,15 @@ class Settings:
     bottleneck: bool = column(
         "", "Densenet-BC: 1x1 bottlenecks, transitions halve the width.", default=True
     )
-    norm_affine: bool = column("", "Batch norm has a trained scale and shift.", default=True)
-    final_norm: bool = column(
-        "", "One more batch norm ahead of the head, in every arm.", default=False
+    norm: str = column("", "What a `norm` of the program is.", default="batch")
+    norm_groups: int = column(
+        "1",
+        "Groups of channels where `norm` is 'group': the largest common divisor with the channels.",
+        default=8,
     )
+    norm_affine: bool = column("", "A norm has a trained scale and shift.", default=True)
+    final_norm: bool = column("", "One more norm ahead of the head, in every arm.", default=False)
+    activation: str = column("", "What an `act` of the program is.", default="relu")
     flow: str = column(
         "",
         "'own', or the placement whose relative update sizes each layer borrows.",
@@ -73,11 +81,21 @@ class Settings:
         "1", "Its weight decay, where it has a recipe of its own.", default=0.0
     )
     epochs: int = column("1", "Passes over the training part.", default=200)
+    train_images: int = column(
+        "1",
+        "Training images, as many of each class as the data set's shares give; 0 for all.",
+        default=0,
+    )
     batch_size: int = column("1", "Images per optimizer step.", default=128)
+    optimizer: str = column("", "'sgd' with Nesterov momentum, or 'adamw'.", default="sgd")
     lr: float = column("1", "Peak learning rate.", default=0.1)
-    momentum: float = column("1", "Nesterov momentum.", default=0.9)
+    momentum: float = column("1", "Nesterov momentum of 'sgd'.", default=0.9)
+    beta1: float = column("1", "Decay of the mean gradient of 'adamw'.", default=0.9)
+    beta2: float = column("1", "Decay of the mean squared gradient of 'adamw'.", default=0.999)
     weight_decay: float = column(
-        "1", "L2 penalty on weights, never on batch norm or biases.", default=5e-4
+        "1",
+        "Decay of weights, never of norms or biases: L2 in 'sgd', decoupled in 'adamw'.",
+        default=5e-4,
     )
     warmup_epochs: float = column("1", "Epochs of linear warm-up ahead of the cosine.", default=5.0)
     label_smoothing: float = column("1", "Probability mass spread over all classes.", default=0.0)

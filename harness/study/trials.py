@@ -34,6 +34,9 @@ PROGRAMS = {name: of for name, of in EVERY_PROGRAM.items() if not name.startswit
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "dataset": DATASETS,
+    "norm": ("batch", "layer", "group", "instance"),
+    "activation": ("relu", "leaky_relu", "gelu", "silu", "tanh"),
+    "optimizer": ("sgd", "adamw"),
     "augmentation": ("crop-flip", "none"),
     "precision": ("float32", "bfloat16"),
     "memory_format": ("channels_last", "contiguous"),

@@ -1,7 +1,7 @@
 """A block is a program: a text that lists its operations in the order they run.
 
 Every network here is R replicas (seeds) side by side: activations have R*C channels, replica-major,
-convolutions have R groups, and batch norm, which works per channel, is therefore per replica.
+convolutions have R groups, and so has every norm, as often as one replica's has.
 With one replica this is the ordinary network.
 
 Shapes (letters of this module):
@@ -12,12 +12,16 @@ Shapes (letters of this module):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from harness.study.trials import Trial
 
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1
@@ -29,6 +33,64 @@ class Layer(NamedTuple):
     width: int  # output channels of one replica
     kernel: int = 3
     stride: int = 1
+
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=False),  # in place would destroy what the probe reads
+    "leaky_relu": partial(nn.LeakyReLU, inplace=False),
+    "gelu": nn.GELU,
+    "silu": partial(nn.SiLU, inplace=False),
+    "tanh": nn.Tanh,
+}
+"""The setting `activation` -> what an `act` of a program is."""
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+"""What a `norm` of a program may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """What every `norm` of a network is.
+
+    The channels of a replica are normalised by themselves, whatever the kind. 'layer' is one group
+    over all channels and positions of an image, 'instance' one group per channel.
+
+    Source:
+        'layer' and 'group' as in Wu & He 2018, arXiv:1803.08494, s.3.1, eq. 5 and 7.
+    """
+
+    kind: str = "batch"
+    groups: int = 8
+    affine: bool = True
+
+    @classmethod
+    def of(cls, trial: Trial) -> Norm:
+        """The norm that the settings of a trial name."""
+        return cls(trial.norm, trial.norm_groups, trial.norm_affine)
+
+    def module(self, channels: int, *, replicas: int = 1, is_flat: bool = False) -> nn.Module:
+        """A norm of `channels` in each replica; `is_flat` for x_ND, without height and width."""
+        if self.kind == "batch":
+            batch_norm = nn.BatchNorm1d if is_flat else nn.BatchNorm2d
+            return batch_norm(replicas * channels, BN_EPS, BN_MOMENTUM, affine=self.affine)
+        groups = replicas * self.count_groups(channels)
+        return nn.GroupNorm(groups, replicas * channels, BN_EPS, affine=self.affine)
+
+    def count_groups(self, channels: int) -> int:
+        """Groups of the channels of one replica; each is normalised over its positions, per image.
+
+        >>> [Norm(kind).count_groups(12) for kind in ("layer", "group", "instance")]
+        [1, 4, 12]
+        """
+        match self.kind:
+            case "layer":
+                return 1
+            case "group":
+                return math.gcd(channels, self.groups)
+            case "instance":
+                return channels
+            case _:
+                raise AssertionError(self.kind)
 
 
 class Linear(nn.Module):
@@ -89,7 +151,8 @@ class Block(nn.Module):
         layers: Sequence[Layer],
         *,
         replicas: int = 1,
-        affine: bool = True,
+        norm: Norm = Norm(),
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         self.program = tuple(program.split())
@@ -97,15 +160,15 @@ class Block(nn.Module):
         self.in_channels = in_channels
         self.operations: list[str] = []  # names of submodules; "+" and "cat" stand for themselves
         bias = "norm" not in self.program
-        norm = nn.BatchNorm1d if "linear" in self.program else nn.BatchNorm2d
+        is_flat = "linear" in self.program
         width = in_channels  # channels of one replica that reach the next operation
         remaining = iter(layers)
         for operation in self.program:
             match operation:
                 case "norm":
-                    module = norm(replicas * width, BN_EPS, BN_MOMENTUM, affine=affine)
+                    module = norm.module(width, replicas=replicas, is_flat=is_flat)
                 case "act":
-                    module = nn.ReLU(inplace=False)  # in place would destroy what the probe reads
+                    module = ACTIVATIONS[activation]()
                 case "linear":
                     layer = next(remaining)
                     module = Linear(width, layer.width, replicas=replicas, bias=bias)

@@ -30,7 +30,7 @@ from torch import fx, nn
 from harness.study.architectures import PREFIX, find_setting_mistake
 from harness.study.errors import GridError
 from harness.study.trials import Trial
-from harness.training.blocks import Linear, Shortcut
+from harness.training.blocks import NORMS, Linear, Shortcut
 
 _FUNCTIONS = {
     "relu": "act",
@@ -47,9 +47,8 @@ _MODULES: Mapping[type[nn.Module], str] = {
     nn.Conv2d: "conv",
     nn.Linear: "linear",
     Linear: "linear",
-    nn.BatchNorm1d: "norm",
-    nn.BatchNorm2d: "norm",
-    nn.ReLU: "act",
+    **dict.fromkeys(NORMS, "norm"),
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh), "act"),
     nn.MaxPool2d: "pool",
     nn.AvgPool2d: "pool",
     nn.AdaptiveAvgPool2d: "pool",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from harness.study.architectures import PREFIX as TORCHVISION
 from harness.study.trials import Trial, derive_seed
-from harness.training.blocks import BN_EPS, BN_MOMENTUM, Block, Layer, Linear, split_program
+from harness.training.blocks import Block, Layer, Linear, Norm, split_program
 from harness.training.graphs import build_graph
 
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -75,8 +75,7 @@ def build_network(
     width = builder.width
     is_flat = "linear" in trial.program.split()
     if trial.final_norm:
-        norm = nn.BatchNorm1d if is_flat else nn.BatchNorm2d
-        parts.append(norm(replicas * width, BN_EPS, BN_MOMENTUM, affine=trial.norm_affine))
+        parts.append(Norm.of(trial).module(width, replicas=replicas, is_flat=is_flat))
     if not is_flat:
         parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     head = Linear(width, classes, replicas=replicas, bias=True)
@@ -93,7 +92,12 @@ class Builder:
 
     def block(self, program: str, *layers: Layer) -> Block:
         block = Block(
-            program, self.width, layers, replicas=self.replicas, affine=self.trial.norm_affine
+            program,
+            self.width,
+            layers,
+            replicas=self.replicas,
+            norm=Norm.of(self.trial),
+            activation=self.trial.activation,
         )
         self.width = block.out_channels
         return block
