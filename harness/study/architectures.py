@@ -37,6 +37,8 @@ class Architecture:
     """SKIP_FREE or RESIDUAL; empty if no claim is about it: estimated and shown separately."""
     depths_without_bottleneck: range | None = None
     """Its depths without `bottleneck`, if that setting changes them."""
+    shrinks: int | None = None
+    """How many times smaller its last maps are than the images; None: it has none, or it is not known."""
 
     @property
     def skeleton(self) -> list[str]:
@@ -94,12 +96,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         depth_counts="weighted layers of torchvision's model, whose head has two more",
         shown_depth=16,
         kind=SKIP_FREE,
+        shrinks=16,
     ),
     "plain": Architecture(
         programs=_CNN,
         depths=_STAGES_OF_PAIRS,
         depth_counts="weighted layers",
         shown_depth=20,
+        shrinks=4,
         kind=SKIP_FREE,
     ),
     "resnet": Architecture(
@@ -114,6 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         depths=_STAGES_OF_PAIRS,
         depth_counts="weighted layers",
         shown_depth=20,
+        shrinks=4,
         kind=RESIDUAL,
     ),
     "preresnet": Architecture(
@@ -125,6 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         depths=_STAGES_OF_PAIRS,
         depth_counts="weighted layers",
         shown_depth=20,
+        shrinks=4,
         kind=RESIDUAL,
     ),
     # Concatenates instead of adding: neither skip-free nor residual.
@@ -138,6 +144,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         depths_without_bottleneck=range(7, MAX_DEPTH + 1, 3),
         depth_counts="weighted layers",
         shown_depth=40,
+        shrinks=4,
     ),
     **_models("vgg", "vgg11_bn vgg13_bn vgg16_bn vgg19_bn", _PAIRED, SKIP_FREE),
     **_models("resnet", "resnet18 resnet34 resnet50 resnet101 resnet152", _JOINED, RESIDUAL),
@@ -233,6 +240,25 @@ def find_depth_mistake(architecture: str, depth: int, *, bottleneck: bool = True
     below = depth - (depth - first) % step
     near = [value for value in (below, below + step) if value >= first] or [first]
     return f"{step}n+{first - step}: {' or '.join(map(str, near))}"
+
+
+def find_norm_mistake(architecture: str, norm: str, shape: tuple[int, int, int]) -> str | None:
+    """Say why `norm` has nothing to average over in `architecture` on images of `shape`.
+
+    >>> find_norm_mistake("vgg", "instance", (1, 28, 28))
+    'in vgg instance norm needs images of 32 pixels: 16 times smaller maps have one, and no spread'
+    """
+    if norm != "instance":
+        return None
+    if architecture == "mlp":
+        return "mlp has no maps whose pixels instance norm could average over"
+    shrinks = ARCHITECTURES[architecture].shrinks if architecture in ARCHITECTURES else None
+    if shrinks and max(shape[1:]) < 2 * shrinks:
+        return (
+            f"in {architecture} instance norm needs images of {2 * shrinks} pixels: "
+            f"{shrinks} times smaller maps have one, and no spread"
+        )
+    return None
 
 
 def find_setting_mistake(architecture: str, setting: str, value: object) -> str | None:

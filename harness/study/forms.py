@@ -29,11 +29,12 @@ from harness.study.architectures import (
     explain_absence,
     explain_stranger,
     find_depth_mistake,
+    find_norm_mistake,
     find_program_mistake,
     find_setting_mistake,
 )
 from harness.study.document import MAX_SEEDS
-from harness.study.facts import find_dataset_mistake
+from harness.study.facts import facts_of, find_dataset_mistake
 from harness.study.records import Settings
 from harness.study.trials import EVERY_PROGRAM, PROGRAMS, WORDS
 from harness.study.wording import did_you_mean, show
@@ -163,6 +164,14 @@ def _check_flow(flow: object, info: ValidationInfo) -> object:
     if not isinstance(flow, str):
         raise ValueError(f"{show(flow)} is not own, nor the name of a placement")  # noqa: TRY004 - pydantic collects ValueError
     return flow
+
+
+def _check_norm(norm: str, info: ValidationInfo) -> str:
+    for dataset in info.data.get("dataset") or (Settings.dataset,):
+        for architecture in info.data.get("architecture") or ():
+            if mistake := find_norm_mistake(architecture, norm, facts_of(dataset).shape):
+                raise ValueError(mistake)
+    return norm
 
 
 def _check_parts(parts: int) -> int:
@@ -301,7 +310,9 @@ class Defaults(Form):
     depth: _OneOrMore[_Depth] = _unsaid("[20, 56]")
     width_factor: _OneOrMore[_ByArchitecture[_Positive]] = _unsaid("0.5")
     growth: _OneOrMore[Annotated[int, _whole(1, 1_024)]] = _unsaid("24")
-    norm: _OneOrMore[Annotated[str, _word("a norm", WORDS["norm"])]] = _unsaid("[batch, layer]")
+    norm: _OneOrMore[
+        Annotated[str, _word("a norm", WORDS["norm"]), AfterValidator(_check_norm)]
+    ] = _unsaid("[batch, layer]")
     norm_groups: _OneOrMore[Annotated[int, _whole(1, 1_024)]] = _unsaid("4")
     norm_affine: _OneOrMore[_Boolean] = _unsaid("[true, false]")
     final_norm: _OneOrMore[_ByArchitecture[_Boolean]] = _unsaid("true")

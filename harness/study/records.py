@@ -58,15 +58,19 @@ class Settings:
     bottleneck: bool = column(
         "", "Densenet-BC: 1x1 bottlenecks, transitions halve the width.", default=True
     )
-    norm: str = column("", "What a `norm` of the program is.", default="batch")
+    norm: str = column(
+        "",
+        "Mean and variance are taken of: 'batch' each channel over the batch, 'layer' each image, 'group' groups of its channels, 'instance' each channel of each image.",
+        default="batch",
+    )
     norm_groups: int = column(
         "1",
-        "Groups of channels where `norm` is 'group': the largest common divisor with the channels.",
+        "Groups of 'group': their greatest common divisor with the channels.",
         default=8,
     )
     norm_affine: bool = column("", "A norm has a trained scale and shift.", default=True)
     final_norm: bool = column("", "One more norm ahead of the head, in every arm.", default=False)
-    activation: str = column("", "What an `act` of the program is.", default="relu")
+    activation: str = column("", "The nonlinearity.", default="relu")
     flow: str = column(
         "",
         "'own', or the placement whose relative update sizes each layer borrows.",
@@ -83,7 +87,7 @@ class Settings:
     epochs: int = column("1", "Passes over the training part.", default=200)
     train_images: int = column(
         "1",
-        "Training images, as many of each class as the data set's shares give; 0 for all.",
+        "Training images, each class by its share, the same in every trial; 0 for all.",
         default=0,
     )
     batch_size: int = column("1", "Images per optimizer step.", default=128)
@@ -239,20 +243,20 @@ class GradientRow:
         "1", "||dW|| / ||W|| of the optimizer step just taken; NaN at step 0."
     )
     zero_fraction: float = column(
-        "1", "Zeros at the output of the next ReLU; NaN where none follows."
+        "1", "Zeros at the output of the ReLU that it runs into; NaN where that is none."
     )
     dead_fraction: float = column(
-        "1", "Channels of that ReLU that are zero on the whole batch; NaN where none follows."
+        "1", "Channels of that ReLU that are zero on the whole batch; NaN without one."
     )
     act_mean: float = column("1", "Mean of z.")
     act_var: float = column("1", "Variance of z within channels, averaged over channels.")
     qa_sum: float = column(
         "1",
-        "Sum of the gradient at the next batch norm's input per channel, relative; zero to rounding, NaN where none follows.",
+        "Sum of the gradient at the input of the norm that it runs into, over what that gives mean 0, relative; zero to rounding, NaN without one.",
     )
     qa_dot: float = column(
         "1",
-        "<W, gW> per filter, relative; zero to rounding where batch norm makes W scale-invariant.",
+        "<W, gW> of the filters that a norm makes scale-invariant, relative; zero up to the norm's epsilon, NaN where it makes none.",
     )
 
 

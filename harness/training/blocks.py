@@ -44,7 +44,17 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 }
 """The setting `activation` -> what an `act` of a program is."""
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
+SQUARED_GAIN: Mapping[str, float] = {
+    "relu": 2.0,
+    "leaky_relu": 2 / (1 + 0.01**2),
+    "gelu": 2.351715614073373,
+    "silu": 2.8107611240744714,
+    "tanh": 2.5361754332174526,
+}
+"""The same -> 1 / E[f(z)^2] for a standard normal z: with weights of this gain a layer hands on the
+variance that it gets. ReLU's is He et al.'s; torch's `calculate_gain` has another for tanh, 25/9."""
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 """What a `norm` of a program may be."""
 
 
@@ -70,25 +80,18 @@ class Norm:
 
     def module(self, channels: int, *, replicas: int = 1, is_flat: bool = False) -> nn.Module:
         """A norm of `channels` in each replica; `is_flat` for x_ND, without height and width."""
-        if self.kind == "batch":
-            batch_norm = nn.BatchNorm1d if is_flat else nn.BatchNorm2d
-            return batch_norm(replicas * channels, BN_EPS, BN_MOMENTUM, affine=self.affine)
-        groups = replicas * self.count_groups(channels)
-        return nn.GroupNorm(groups, replicas * channels, BN_EPS, affine=self.affine)
-
-    def count_groups(self, channels: int) -> int:
-        """Groups of the channels of one replica; each is normalised over its positions, per image.
-
-        >>> [Norm(kind).count_groups(12) for kind in ("layer", "group", "instance")]
-        [1, 4, 12]
-        """
+        width = replicas * channels
         match self.kind:
+            case "batch":
+                norm = nn.BatchNorm1d if is_flat else nn.BatchNorm2d
+                return norm(width, BN_EPS, BN_MOMENTUM, affine=self.affine)
             case "layer":
-                return 1
+                return nn.GroupNorm(replicas, width, BN_EPS, affine=self.affine)
             case "group":
-                return math.gcd(channels, self.groups)
+                groups = replicas * math.gcd(channels, self.groups)
+                return nn.GroupNorm(groups, width, BN_EPS, affine=self.affine)
             case "instance":
-                return channels
+                return nn.InstanceNorm2d(width, BN_EPS, affine=self.affine)
             case _:
                 raise AssertionError(self.kind)
 

@@ -11,7 +11,7 @@ Shapes (letters of this module):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from harness.study.records import GradientRow
 from harness.study.trials import EARLY_STEPS, Trial
+from harness.training.dataflow import Reach, follow_layers
 from harness.training.images import Images, Normalize
 from harness.training.networks import Network
 
@@ -29,13 +30,15 @@ QUANTITIES = tuple(field.name for field in fields(GradientRow) if field.name not
 """The quantities measured at each layer: the columns of `GradientRow` except its keys."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Tap:
-    """The tensors of a forward pass at one layer and between it and the next."""
+    """The tensors of a forward pass at one layer, and at what its output runs into."""
 
     z_ND: Tensor  # the layer's output
-    relu_ND: Tensor | None = None  # the first ReLU's output after it
-    normed_ND: Tensor | None = None  # the first batch norm's input after it
+    relu_ND: Tensor | None  # the output of the ReLU
+    norm: nn.Module | None
+    normed_ND: Tensor | None  # the norm's input
+    reach: Reach
 
 
 @dataclass(slots=True)
@@ -53,6 +56,10 @@ class Probe:
     snr_batches: int = 0
     _readings: list[tuple[int, Tensor]] = field(default_factory=list)  # step, (L, Q, R)
     _weights: list[Tensor] | None = None  # before the optimizer step that precedes a reading
+    _reaches: dict[str, Reach] = field(init=False)  # layer -> what its output runs into
+
+    def __post_init__(self) -> None:
+        self._reaches = follow_layers(self.network)
 
     @classmethod
     def on(cls, images: Images, network: Network, trial: Trial, *, steps_per_epoch: int) -> Probe:
@@ -101,31 +108,35 @@ class Probe:
         return [layer.weight for _, layer in self.network.layers()]
 
     def _forward(self) -> tuple[list[_Tap], Tensor]:
-        taps: list[_Tap] = []
+        outputs: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor] = {}
 
         # These hooks return None: a value they returned would replace the output.
-        def note_layer(_module: nn.Module, _inputs: tuple[Tensor], z_ND: Tensor) -> None:
-            taps.append(_Tap(z_ND))
+        def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def note_tensors(_module: nn.Module, into: tuple[Tensor, ...], out: Tensor) -> None:
+                inputs[name], outputs[name] = into[0], out
 
-        def note_relu(_module: nn.Module, _inputs: tuple[Tensor], out_ND: Tensor) -> None:
-            if taps and taps[-1].relu_ND is None:
-                taps[-1].relu_ND = out_ND
+            return note_tensors
 
-        def note_norm(_module: nn.Module, inputs: tuple[Tensor], _out: Tensor) -> None:
-            if taps and taps[-1].normed_ND is None:
-                taps[-1].normed_ND = inputs[0]
-
-        handles = [layer.register_forward_hook(note_layer) for _, layer in self.network.layers()]
-        for module in self.network.modules():
-            if isinstance(module, nn.ReLU):
-                handles.append(module.register_forward_hook(note_relu))
-            elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                handles.append(module.register_forward_hook(note_norm))
+        reaches = self._reaches
+        names = {*reaches, *(name for to in reaches.values() for name in (to.relu, to.norm))}
+        modules = {name: self.network.get_submodule(name) for name in names if name}
+        handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
         try:
             y_NRK = self.network(self.x_NDHW)
         finally:
             for handle in handles:
                 handle.remove()
+        taps = [
+            _Tap(
+                z_ND=outputs[name],
+                relu_ND=outputs[to.relu] if to.relu else None,
+                norm=modules[to.norm] if to.norm else None,
+                normed_ND=inputs[to.norm] if to.norm else None,
+                reach=to,
+            )
+            for name, to in reaches.items()
+        ]
         return taps, _mean_loss(y_NRK, self.y_N)
 
     def _measure_snr(self) -> Tensor:
@@ -207,12 +218,14 @@ class Probe:
             zero_fraction = zeros_RC.to(z_RCP.dtype).mean(1) / positions
             dead_fraction = (zeros_RC == positions).to(z_RCP.dtype).mean(1)
 
-        qa_sum = missing_R
-        if normed_grad is not None:
-            normed_RCP = _by_channel(normed_grad, replicas)
-            qa_sum = _relative(normed_RCP.sum(2), normed_RCP.abs().sum(2))
-        product_RKP = weight_RKP * weight_grad_RKP
-        qa_dot = _relative(product_RKP.sum(2), product_RKP.abs().sum(2))
+        qa_sum = qa_dot = missing_R
+        if tap.norm is not None and normed_grad is not None and tap.reach.is_shift_invariant:
+            normed_RSP = _by_normalised_set(normed_grad, tap.norm, replicas)
+            qa_sum = _relative(normed_RSP.sum(2), normed_RSP.abs().sum(2))
+        if tap.norm is not None and tap.reach.is_scale_invariant:
+            filters = _count_filters_scaled_together(tap.norm)
+            product_RSP = (weight_RKP * weight_grad_RKP).unflatten(1, (-1, filters)).flatten(2)
+            qa_dot = _relative(product_RSP.sum(2), product_RSP.abs().sum(2))
 
         return {
             "actgrad_total": actgrad_total,
@@ -270,6 +283,27 @@ def _mean_loss(y_NRK: Tensor, y_N: Tensor) -> Tensor:
 def _by_channel(x_ND: Tensor, replicas: int) -> Tensor:
     """x_ND or x_NDHW to x_RCP: the axes that are reduced over come last, as one."""
     return x_ND.unflatten(1, (replicas, -1)).permute(1, 2, 0, *range(3, x_ND.ndim + 1)).flatten(2)
+
+
+def _by_normalised_set(x_ND: Tensor, norm: nn.Module, replicas: int) -> Tensor:
+    """To x_RSP: S sets that the norm gives mean 0, of P elements each.
+
+    Batch norm's sets are channels; those of the others are the groups of each image.
+    """
+    match norm:
+        case nn.GroupNorm():
+            groups = norm.num_groups // replicas
+        case nn.InstanceNorm2d():
+            groups = norm.num_features // replicas
+        case _:
+            return _by_channel(x_ND, replicas)
+    x_RNGP = x_ND.unflatten(1, (replicas, groups, -1)).flatten(3).transpose(0, 1)
+    return x_RNGP.flatten(1, 2)
+
+
+def _count_filters_scaled_together(norm: nn.Module) -> int:
+    """Filters whose common scale the norm takes away; alone, none of them may be scaled."""
+    return norm.num_channels // norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
 
 
 def _relative(sum_RC: Tensor, size_RC: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from harness.study.architectures import PREFIX as TORCHVISION
 from harness.study.trials import Trial, derive_seed
-from harness.training.blocks import Block, Layer, Linear, Norm, split_program
+from harness.training.blocks import SQUARED_GAIN, Block, Layer, Linear, Norm, split_program
 from harness.training.graphs import build_graph
 
 VGG_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -203,9 +203,10 @@ BUILDERS: dict[str, Callable[[Trial, Builder, tuple[int, int, int]], Iterator[nn
 def initialize(network: Network, replicas: Sequence[Trial]) -> None:
     """Draw every weight from its own random stream, named by its layer, one replica at a time.
 
-    Kaiming normal, fan-out, ReLU gain, so that layers of equal shape start equal in every placement;
-    the head, followed by a softmax and no ReLU, has gain 1 and fan-in, so that the first loss is
-    near log(classes) at any width. Biases 0, scales 1, shifts 0, as torch sets them.
+    Kaiming normal, fan-out, with the gain of the activation, so that layers of equal shape start
+    equal in every placement; the head, followed by a softmax and no activation, has gain 1 and
+    fan-in, so that the first loss is near log(classes) at any width. Biases 0, scales 1, shifts 0,
+    as torch sets them.
 
     Source:
         He et al. 2015, arXiv:1502.01852, eq. 14.
@@ -214,7 +215,8 @@ def initialize(network: Network, replicas: Sequence[Trial]) -> None:
         weight_RKC = layer.weight.data.unflatten(0, (len(replicas), -1))
         fan_in = weight_RKC[0, 0].numel()
         fan_out = weight_RKC[0].numel() // fan_in * math.prod(weight_RKC.shape[3:])
-        std = math.sqrt(1 / fan_in) if layer is network.head else math.sqrt(2 / fan_out)
+        gain = SQUARED_GAIN[replicas[0].activation]
+        std = math.sqrt(1 / fan_in) if layer is network.head else math.sqrt(gain / fan_out)
         for weight, trial in zip(weight_RKC, replicas, strict=True):
             generator = torch.Generator().manual_seed(derive_seed(trial.block_seed, "init", name))
             weight.normal_(std=std, generator=generator)

@@ -25,9 +25,9 @@ SEEDS = "seeds: 2\n"
 PRODUCT = "grid:\n  - {architecture: resnet, placement: before, depth: 8}\n"
 RESNET = ("architecture: resnet", "placement: before", "depth: 8")
 SETTINGS = (
-    "dataset, architecture, bottleneck, depth, width_factor, growth, norm_affine, "
-    "final_norm, flow, epochs, batch_size, lr, momentum, weight_decay, warmup_epochs, label_smoothing, "
-    "augmentation, precision, memory_format, compile, threads, pack_size, probe_size, snr_batches, "
+    "dataset, architecture, bottleneck, depth, width_factor, growth, norm, norm_groups, norm_affine, "
+    "final_norm, activation, flow, epochs, train_images, batch_size, optimizer, lr, momentum, beta1, "
+    "beta2, weight_decay, warmup_epochs, label_smoothing, augmentation, precision, memory_format, compile, threads, pack_size, probe_size, snr_batches, "
     "placement"
 )
 A_NAME = "up to 64 of A-Z, a-z, 0-9, '.', '_' and '-', the first a letter or digit"
@@ -225,6 +225,23 @@ WRONG = [
             "architecture: torchvision/resnet18", "placement: before", "depth: 18", "pack_size: 2"
         ),
         "my.yaml:6: grid[0].pack_size: torchvision/resnet18 trains one seed at a time: pack_size must be 1",
+    ),
+    (
+        "instance norm without maps",
+        product("architecture: mlp", "placement: before", "depth: 3", "norm: [layer, instance]"),
+        "my.yaml:6: grid[0].norm[1]: mlp has no maps whose pixels instance norm could average over",
+    ),
+    (
+        "instance norm of one pixel",
+        product(
+            "architecture: vgg", "placement: none", "depth: 11", "dataset: mnist", "norm: instance"
+        ),
+        "my.yaml:7: grid[0].norm: in vgg instance norm needs images of 32 pixels: 16 times smaller maps have one, and no spread",
+    ),
+    (
+        "a norm of another name",
+        default("norm: layernorm"),
+        "my.yaml:3: defaults.norm: 'layernorm' is not a norm: batch, layer, group, instance; did you mean 'layer'?",
     ),
     (
         "another depth than torchvision's",
@@ -907,8 +924,10 @@ def test_equal_settings_give_equal_trials_however_they_are_spelled(tmp_path):
 
 def test_the_form_knows_every_setting_and_every_architecture():
     fields = set(FORMS["defaults"].model_fields)
-    # The rest is not for a grid to say: it follows from the placement, the seeds, the tuning stage.
+    # The rest is not for a grid to say: it follows from the placement, the seeds, the tuning stage,
+    # and a file of the user's.
     assert fields | {
+        "architecture_digest",
         "program",
         "seed",
         "stage",

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional
 
-from harness.study.trials import PROGRAMS
-from harness.training.blocks import Block, Layer, Linear, Shortcut, split_program
+from harness.study.trials import PROGRAMS, WORDS
+from harness.training.blocks import (
+    SQUARED_GAIN,
+    Block,
+    Layer,
+    Linear,
+    Norm,
+    Shortcut,
+    split_program,
+)
 
 ALL_PROGRAMS = [
     pytest.param(architecture, placement, id=f"{architecture}-{placement}")
@@ -171,7 +182,7 @@ def test_a_shortcut_subsamples_and_pads_each_replica_with_zeros():
 
 
 def test_batch_norm_without_affine_has_no_parameters():
-    block = build("plain", "before", affine=False)
+    block = build("plain", "before", norm=Norm(affine=False))
     assert [name for name, _ in block.named_parameters()] == ["conv0.weight"]
 
 
@@ -187,3 +198,83 @@ def test_batch_norm_without_affine_has_no_parameters():
 )
 def test_stem_and_tail_take_the_order_of_the_block(architecture, placement, parts):
     assert split_program(PROGRAMS[architecture][placement]) == parts
+
+
+def make_torchs_norm(kind, channels, groups):
+    """The same norm in torch's own words."""
+    match kind:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "layer":
+            return nn.GroupNorm(1, channels)
+        case "group":
+            return nn.GroupNorm(groups, channels)
+        case "instance":
+            return nn.InstanceNorm2d(channels, affine=True)
+
+
+TORCHS_ACTIVATIONS = {
+    "relu": functional.relu,
+    "leaky_relu": functional.leaky_relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+@pytest.mark.parametrize("kind", WORDS["norm"])
+@pytest.mark.parametrize("activation", WORDS["activation"])
+def test_norm_and_activation_are_torchs_own(kind, activation):
+    block = build("plain", "after", norm=Norm(kind, groups=3), activation=activation)
+    fill(block)
+    norm = make_torchs_norm(kind, 6, 3)
+    norm.load_state_dict(block.norm0.state_dict())
+    x = images(4, 6, 8, 8)
+    expected = norm(TORCHS_ACTIVATIONS[activation](block.conv0(x)))
+    torch.testing.assert_close(block(x), expected)
+    if kind == "layer":
+        scale, shift = (each[:, None, None] for each in (norm.weight, norm.bias))
+        of_image = functional.layer_norm(TORCHS_ACTIVATIONS[activation](block.conv0(x)), (6, 8, 8))
+        torch.testing.assert_close(block(x), of_image * scale + shift, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "placement", "kind"),
+    [
+        *(("densenet", "before", kind) for kind in WORDS["norm"]),
+        *(("mlp", "after", kind) for kind in ("batch", "layer", "group")),
+    ],
+)
+def test_each_replica_has_its_own_groups(architecture, placement, kind):
+    """Exact to rounding: what one replica holds moves no other."""
+    options = {"norm": Norm(kind, groups=3), "activation": "gelu"}
+    pack = build(architecture, placement, replicas=2, **options).double()
+    fill(pack)
+    x = images(4, 12, *(() if architecture == "mlp" else (5, 5))).double()
+    for replica, (out, part) in enumerate(
+        zip(pack(x).unflatten(1, (2, -1)).unbind(1), x.chunk(2, 1), strict=True)
+    ):
+        alone = build(architecture, placement, **options).double()
+        alone.load_state_dict(
+            {
+                name: tensor.chunk(2)[replica] if tensor.ndim else tensor
+                for name, tensor in pack.state_dict().items()
+            }
+        )
+        torch.testing.assert_close(alone(part), out, rtol=1e-13, atol=1e-13)
+
+
+def test_groups_are_as_many_as_divide_the_channels():
+    found = [Norm("group", groups=8).module(channels).num_groups for channels in (16, 12, 5)]
+    assert found == [8, 4, 1]
+    assert Norm("group", groups=8).module(12, replicas=3).num_groups == 12
+
+
+@pytest.mark.parametrize("activation", WORDS["activation"])
+def test_the_gain_keeps_the_second_moment_of_a_standard_normal(activation):
+    z = torch.linspace(-12, 12, 1_000_001, dtype=torch.float64)
+    density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    moment = torch.trapezoid(TORCHS_ACTIVATIONS[activation](z) ** 2 * density, z)
+    assert SQUARED_GAIN[activation] * float(moment) == pytest.approx(1, rel=1e-9)
+    if activation in {"relu", "leaky_relu"}:
+        assert math.sqrt(SQUARED_GAIN[activation]) == nn.init.calculate_gain(activation)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.study.trials import PROGRAMS
-from harness.training.blocks import Block, Linear
+from harness.study.trials import EVERY_PROGRAM, PROGRAMS, Trial
+from harness.training.blocks import NORMS, Block, Linear
 from harness.training.gradients import EARLY_STEPS, QUANTITIES, Probe
 from harness.training.networks import build_network, initialize
 
@@ -31,8 +32,12 @@ def probe_of(trials, digits, *, double=False, steps_per_epoch=4):
 
 
 def slow_twin(network, x, y):  # noqa: C901 - plain on purpose
-    """The same quantities for one replica, spelled out layer by layer with plain loops."""
+    """The same quantities for one replica, spelled out layer by layer with plain loops.
+
+    In our own networks the ReLU and the norm that a layer runs into are the next to run.
+    """
     events = []
+    scale_invariant = find_scale_invariant(network)
 
     def note(kind, tensor):
         if kind != "relu":
@@ -46,8 +51,8 @@ def slow_twin(network, x, y):  # noqa: C901 - plain on purpose
                 hook = functools.partial(lambda name, _m, _in, out: note(name, out), name)
             case nn.ReLU():
                 hook = lambda _m, _in, out: note("relu", out)  # noqa: E731
-            case nn.BatchNorm1d() | nn.BatchNorm2d():
-                hook = lambda _m, inputs, _out: note("norm", inputs[0])  # noqa: E731
+            case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.GroupNorm() | nn.InstanceNorm2d():
+                hook = lambda module, inputs, _out: note(("norm", module), inputs[0])  # noqa: E731
             case _:
                 continue
         hooks.append(module.register_forward_hook(hook))
@@ -57,15 +62,17 @@ def slow_twin(network, x, y):  # noqa: C901 - plain on purpose
         hook.remove()
 
     table = {}
-    layers = [at for at, event in enumerate(events) if event[0] not in {"relu", "norm"}]
+    layers = [at for at, (kind, _) in enumerate(events) if isinstance(kind, str) and kind != "relu"]
     for at, end in zip(layers, [*layers[1:], len(events)], strict=True):
         name, z = events[at]
         module = network.get_submodule(name)
         relu = next((out for kind, out in events[at:end] if kind == "relu"), None)
-        normed = next((out for kind, out in events[at:end] if kind == "norm"), None)
+        norm, normed = next(
+            ((kind[1], out) for kind, out in events[at:end] if isinstance(kind, tuple)),
+            (None, None),
+        )
         g, z, w, gw = z.grad, z.detach(), module.weight.detach(), module.weight.grad
         channels = range(z.shape[1])
-        filters = range(w.shape[0])
         row = dict.fromkeys(QUANTITIES, math.nan)
         row["actgrad_total"] = sum(float(v) ** 2 for v in g.flatten()) ** 0.5
         row["act_mean"] = sum(float(z[:, c].mean()) for c in channels) / len(channels)
@@ -78,22 +85,92 @@ def slow_twin(network, x, y):  # noqa: C901 - plain on purpose
             zero = [relu[:, c] == 0 for c in range(relu.shape[1])]
             row["zero_fraction"] = sum(float(c.double().mean()) for c in zero) / len(zero)
             row["dead_fraction"] = sum(bool(c.all()) for c in zero) / len(zero)
-        if normed is not None:
-            gn = [normed.grad[:, c] for c in range(normed.shape[1])]
+        is_batch_norm = isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        if normed is not None and (is_batch_norm or not shares_its_input(network, norm)):
+            gn = list(normalised_sets(normed.grad, norm))
             row["qa_sum"] = math.dist([float(c.sum()) for c in gn], [0] * len(gn)) / math.dist(
                 [float(c.abs().sum()) for c in gn], [0] * len(gn)
             )
-        dots = [(w[f] * gw[f]) for f in filters]
-        row["qa_dot"] = math.dist([float(d.sum()) for d in dots], [0] * len(dots)) / math.dist(
-            [float(d.abs().sum()) for d in dots], [0] * len(dots)
-        )
+        if name in scale_invariant:
+            together = len(w) // norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
+            dots = [w[f : f + together] * gw[f : f + together] for f in range(0, len(w), together)]
+            row["qa_dot"] = math.dist([float(d.sum()) for d in dots], [0] * len(dots)) / math.dist(
+                [float(d.abs().sum()) for d in dots], [0] * len(dots)
+            )
         table[name] = row
     return table
 
 
-@pytest.mark.parametrize(("architecture", "placement"), EVERY_ARM)
-def test_every_quantity_is_its_slow_twin(trial_of, digits, architecture, placement):
-    trial = trial_of(architecture, placement, probe_size=8, width_factor=0.06)
+def normalised_sets(grad, norm):
+    """What a norm gives mean 0: a channel, or a group of channels of one image."""
+    match norm:
+        case nn.GroupNorm(num_groups=groups):
+            for image in grad:
+                yield from image.chunk(groups)
+        case nn.InstanceNorm2d():
+            for image in grad:
+                yield from image
+        case _:
+            yield from grad.transpose(0, 1)
+
+
+def shares_its_input(network, norm):
+    """Whether the skip of its block reads the same tensor."""
+    return any(
+        block.get_submodule(block.operations[0]) is norm
+        for block in network.modules()
+        if isinstance(block, Block) and {"+", "cat"} & {*block.operations}
+    )
+
+
+def find_scale_invariant(network):
+    """Layers that a norm follows with nothing between but a ReLU: their scale has no effect."""
+    return {
+        f"{block_name}.{operation}"
+        for block_name, block in network.named_modules()
+        if isinstance(block, Block)
+        for operation in _followed_by_norm(block)
+    }
+
+
+def _followed_by_norm(block):
+    for at, operation in enumerate(block.operations):
+        following = [op for op in block.operations[at + 1 :] if not is_homogeneous(block, op)]
+        is_followed = following[:1] and following[0].startswith("norm")
+        if operation.startswith(("conv", "linear")) and is_followed:
+            yield operation
+
+
+def is_homogeneous(block, operation):
+    return operation.startswith("act") and isinstance(
+        block.get_submodule(operation), nn.ReLU | nn.LeakyReLU
+    )
+
+
+EVERY_NORM_AND_ACTIVATION = [
+    pytest.param(architecture, placement, {"norm": norm, "activation": activation})
+    for architecture, placement, norm, activation in (
+        ("resnet", "before", "layer", "relu"),
+        ("resnet", "after", "group", "relu"),
+        ("resnet", "after-inner", "instance", "leaky_relu"),
+        ("plain", "after", "batch", "gelu"),
+        ("plain", "before", "layer", "gelu"),
+        ("preresnet", "before", "group", "silu"),
+        ("densenet", "after", "instance", "relu"),
+        ("densenet", "before", "layer", "tanh"),
+        ("mlp", "after", "layer", "relu"),
+        ("mlp", "before", "group", "tanh"),
+    )
+]
+EVERY_ARM_AND_NORM = [
+    *(pytest.param(*arm.values, {}, id=arm.id) for arm in EVERY_ARM),
+    *EVERY_NORM_AND_ACTIVATION,
+]
+
+
+@pytest.mark.parametrize(("architecture", "placement", "settings"), EVERY_ARM_AND_NORM)
+def test_every_quantity_is_its_slow_twin(trial_of, digits, architecture, placement, settings):
+    trial = trial_of(architecture, placement, probe_size=8, width_factor=0.06, **settings)
     probe = probe_of([trial], digits, double=True)
     probe.read(0)
     rows = probe.rows(0, "id")
@@ -113,38 +190,62 @@ def test_every_quantity_is_its_slow_twin(trial_of, digits, architecture, placeme
                 )
 
 
-@pytest.mark.parametrize(("architecture", "placement"), EVERY_ARM)
-def test_exact_identities_hold_wherever_batch_norm_makes_them(
-    trial_of, digits, architecture, placement
+@pytest.mark.parametrize(("architecture", "placement", "settings"), EVERY_ARM_AND_NORM)
+def test_exact_identities_hold_wherever_a_norm_makes_them(
+    trial_of, digits, architecture, placement, settings
 ):
-    probe = probe_of([trial_of(architecture, placement, probe_size=32)], digits, double=True)
+    trial = trial_of(architecture, placement, probe_size=32, **settings)
+    probe = probe_of([trial], digits, double=True)
     for module in probe.network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, NORMS):
             module.eps = 1e-14  # any more of it, and the scale of W has an effect after all
     probe.read(0)
-    scale_invariant = {
-        f"{block_name}.{operation}"
-        for block_name, block in probe.network.named_modules()
-        if isinstance(block, Block)
-        for operation in _followed_by_norm(block.operations)
-    }
-    if placement != "none" and architecture != "preresnet":
-        assert scale_invariant
-    for row in probe.rows(0, "id"):
-        if not math.isnan(row.qa_sum):  # the gradient at a batch norm's input sums to zero
+    rows = probe.rows(0, "id")
+    for row in rows:
+        if not math.isnan(row.qa_sum):  # the gradient at a norm's input sums to zero
             assert row.qa_sum < 1e-9, row.layer
-        if row.layer in scale_invariant:  # <W, gW> = 0 per filter: ReLU is homogeneous
+        if not math.isnan(row.qa_dot):  # <W, gW> = 0 for what is scaled together
             assert row.qa_dot < 1e-9, row.layer
+    claimed = {row.layer for row in rows if not math.isnan(row.qa_dot)}
+    assert claimed == find_scale_invariant(probe.network)
 
 
-def _followed_by_norm(operations):
-    """Layers that a norm follows with nothing but ReLU between: their scale has no effect."""
-    for at, operation in enumerate(operations):
-        following = [op.rstrip("0123456789") for op in operations[at + 1 :]]
-        if operation.startswith(("conv", "linear")):
-            rest = [op for op in following if op != "act"]
-            if rest and rest[0] == "norm":
-                yield operation
+@pytest.mark.parametrize("model", ["vgg11_bn", "resnet18"])
+def test_identities_are_claimed_of_torchvisions_models_only_where_they_hold(digits, model):
+    for placement in ("before", "after"):
+        architecture = f"torchvision/{model}"
+        program = EVERY_PROGRAM[architecture][placement]
+        depth = int("".join(filter(str.isdigit, model)))
+        trial = Trial(
+            dataset="digits", architecture=architecture, placement=placement, program=program,
+            depth=depth, seed=0, probe_size=16,
+        )  # fmt: skip
+        images = enlarged(digits)
+        network = build_network(trial, images.shape, images.classes).double()
+        initialize(network, [trial])
+        probe = Probe.on(images, network, trial, steps_per_epoch=4)
+        probe.x_NDHW = probe.x_NDHW.double()
+        for module in network.modules():
+            if isinstance(module, NORMS):
+                module.eps = 1e-14
+        probe.read(0)
+        rows = probe.rows(0, "id")
+        assert any(not math.isnan(row.qa_dot) for row in rows) == (
+            placement == "before" or model == "resnet18"  # vgg's convs have biases
+        )
+        assert all(row.qa_dot < 1e-8 for row in rows if not math.isnan(row.qa_dot))
+        assert all(row.qa_sum < 1e-8 for row in rows if not math.isnan(row.qa_sum))
+
+
+def enlarged(images):
+    """The same images, four times as wide and high: torchvision's models shrink them so often."""
+
+    def grow(part):
+        pixels = part.x_NHWC.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return dataclasses.replace(part, x_NHWC=pixels)
+
+    parts = {name: grow(getattr(images, name)) for name in ("train", "validation", "test")}
+    return dataclasses.replace(images, **parts)
 
 
 def test_update_ratio_is_of_the_step_just_taken(trial_of, digits):
