@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from harness.study.document import Document, Loc, as_mapping, find_number_trap, find_trap
 from harness.study.forms import FORMS, SETTINGS, Defaults, GridForm, NotANumber, is_not
 from harness.study.records import AnalysisPlan, Settings
-from harness.study.trials import EVERY_PROGRAM, Trial, expand
+from harness.study.trials import EVERY_PROGRAM, Trial, expand, expand_product
 from harness.study.tuning import Tuning
 from harness.study.wording import did_you_mean, show
 
@@ -251,7 +251,7 @@ def _find_repeated_trials(
     owner: dict[Trial, int] = {}
     for index, product in enumerate(products):
         repeated: dict[int, list[Trial]] = {}
-        for trial in expand([product], seeds[:1], programs=programs):  # other seeds repeat alike
+        for trial in expand_product(product, seeds[0], programs=programs):  # others repeat alike
             earlier = owner.setdefault(trial, index)
             if earlier != index:
                 repeated.setdefault(earlier, []).append(trial)

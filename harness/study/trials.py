@@ -75,6 +75,11 @@ class Trial(Settings):
         """A readable name of the trial."""
         return f"{self.dataset} {self.architecture}-{self.depth} {self.placement} seed {self.seed}"
 
+    @property
+    def has_norms(self) -> bool:
+        """Whether its network has any norm; if not, the settings of norms affect nothing."""
+        return self.final_norm or "norm" in self.program
+
     @cached_property
     def block_seed(self) -> int:
         """The random seed that all placements of one block share, and no other trials do.
@@ -111,17 +116,36 @@ def expand(
     """Every combination of every product, for every seed.
 
     The seed is the outermost loop: a study cut short leaves whole pairs rather than whole arms. A
-    warm-up is never longer than the training.
+    warm-up is never longer than the training. A network without norms is the same under every
+    `norm`, and comes once.
     """
     for seed in seeds:
+        without: set[Trial] = set()
         for product in products:
-            for values in itertools.product(*product.values()):
-                settings = dict(zip(product, values, strict=True))
-                epochs = float(settings.get("epochs", Settings.epochs))
-                warmup = settings.get("warmup_epochs", Settings.warmup_epochs)
-                settings["warmup_epochs"] = min(warmup, epochs)
-                program = programs[settings["architecture"]][settings["placement"]]
-                yield Trial(seed=seed, program=program, **settings)
+            for trial in expand_product(product, seed, programs=programs):
+                if trial.has_norms:
+                    yield trial
+                elif (same := replace(trial, **_NO_NORM)) not in without:
+                    without.add(same)
+                    yield same
+
+
+def expand_product(
+    product: Mapping[str, Sequence[Any]], seed: int, *, programs: Mapping[str, Mapping[str, str]]
+) -> Iterator[Trial]:
+    """Every combination of one product, as it is said."""
+    for values in itertools.product(*product.values()):
+        settings = dict(zip(product, values, strict=True))
+        epochs = float(settings.get("epochs", Settings.epochs))
+        warmup = settings.get("warmup_epochs", Settings.warmup_epochs)
+        settings["warmup_epochs"] = min(warmup, epochs)
+        program = programs[settings["architecture"]][settings["placement"]]
+        yield Trial(seed=seed, program=program, **settings)
+
+
+_NO_NORM: Mapping[str, Any] = {
+    name: getattr(Settings, name) for name in ("norm", "norm_groups", "norm_affine")
+}
 
 
 def derive_seed(block_seed: int, *names: str) -> int:

@@ -88,8 +88,7 @@ def _find_shift_invariant(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> 
             readers
             and all(isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) for norm in norms)
             and all(
-                operation(reader) == "norm"
-                or (operation(reader) in {"+", "cat", "pool", ""} and reader in found)
+                operation(reader) == "norm" or (reader in found and _keeps_constants(reader))
                 for reader in readers
             )
         ):
@@ -97,12 +96,19 @@ def _find_shift_invariant(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> 
     return found
 
 
+def _keeps_constants(node: fx.Node) -> bool:
+    """Whether a constant added ahead of the operation is one behind it: it joins, pools or reshapes."""
+    if operation(node):
+        return operation(node) in {"+", "cat", "pool"}
+    return node.op == "call_module" or node.target in {"flatten", "unflatten"}
+
+
 def _is_scale_invariant(layer: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a norm divides out any scale of the weight.
 
     Nothing but pools and activations that scale with their input, f(c x) = c f(x) for every c > 0,
-    may stand between the two. A bias does not
-    scale with the weight: only a norm that subtracts it again, right behind the layer, allows one.
+    may stand between the two. A bias does not scale with the weight: only a norm that subtracts it
+    again, right behind the layer, allows one.
     """
     weight, bias = (getattr(modules[str(layer.target)], name) for name in ("weight", "bias"))
     is_direct = True

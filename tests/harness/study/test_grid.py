@@ -978,9 +978,9 @@ def products(draw):
         "lr": st.floats(1e-6, 10),
         "epochs": st.integers(5, 500),
         "precision": st.sampled_from(["float32", "bfloat16"]),
-        "norm_affine": st.booleans(),
+        "compile": st.booleans(),
     }
-    optional = draw(st.sets(st.sampled_from(["lr", "epochs", "precision", "norm_affine"])))
+    optional = draw(st.sets(st.sampled_from(["lr", "epochs", "precision", "compile"])))
     named = {
         key: draw(st.lists(values, min_size=1, max_size=3, unique=True))
         for key, values in choices.items()

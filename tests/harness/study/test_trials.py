@@ -96,6 +96,18 @@ def test_expand_gives_each_trial_the_program_of_its_placement():
     assert mine.program == "conv act conv norm +"
 
 
+def test_a_network_without_norms_is_one_trial_under_every_norm():
+    settings = {"architecture": ["plain"], "depth": [8]}
+    product = settings | {"norm": ["layer", "batch"], "placement": ["before", "none"]}
+    other = settings | {"norm": ["group"], "norm_groups": [4], "placement": ["none", "after"]}
+    found = [(trial.norm, trial.placement) for trial in expand([product, other], [0])]
+    assert found == [
+        ("layer", "before"), ("batch", "none"), ("batch", "before"), ("group", "after"),
+    ]  # fmt: skip
+    final = expand([product | {"final_norm": [True]}], [0])
+    assert len([trial for trial in final if trial.placement == "none"]) == 2
+
+
 def test_placements_and_recipes_share_a_block_seed():
     after = replace(
         TRIAL, placement="after", program=PROGRAMS["resnet"]["after"], lr=0.3, weight_decay=0.0

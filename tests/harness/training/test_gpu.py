@@ -67,6 +67,8 @@ def test_a_gpu_starts_where_a_cpu_starts(trial_of, digits):
         {"architecture": "resnet", "precision": "bfloat16", "label_smoothing": 0.1},
         {"architecture": "vgg", "memory_format": "contiguous"},
         {"architecture": "mlp", "placement": "none", "momentum": 0.0},
+        {"architecture": "resnet", "norm": "layer", "activation": "gelu", "pack_size": 2},
+        {"architecture": "plain", "norm": "instance", "activation": "leaky_relu"},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )

@@ -101,9 +101,14 @@ def test_training_is_bit_identical_with_the_probe_on_and_off(trial_of, digits):
         assert content(replace(watched, gradients=())) == content(alone)
 
 
-def test_a_pack_gives_each_seed_what_it_gets_alone(trial_of, digits):
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"norm": "group", "activation": "gelu"}, {"norm": "instance", "activation": "tanh"}],
+    ids=str,
+)
+def test_a_pack_gives_each_seed_what_it_gets_alone(trial_of, digits, settings):
     """Exact to rounding: in float64, two epochs of a pack follow three solo runs."""
-    trial = trial_of("resnet", "after", epochs=1, batch_size=256)
+    trial = trial_of("resnet", "after", epochs=1, batch_size=256, **settings)
     doubled = replace(digits, mean_C=digits.mean_C.double(), std_C=digits.std_C.double())
 
     class Double(Normalize):
