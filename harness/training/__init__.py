@@ -7,7 +7,7 @@ writes are prepared data sets and the checkpoints of long trainings. Read in thi
     learner               a step, and how a GPU replays it
     networks -> blocks    our own networks; graphs: torchvision's, rewritten
     images -> sources     batches, and the files they come from
-    optimizers            momentum, schedule, borrowed flow
+    optimizers            SGD or AdamW, schedule, borrowed flow
     gradients             the probe
     checkpoints, provenance
 

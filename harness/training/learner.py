@@ -75,10 +75,10 @@ class Learner:
         return [self.network.state_dict(), self._optimizer.state_dict()["state"], donor]
 
     def restore(self, state: list[Any]) -> None:
-        network, momentum, donor = state
+        network, averages, donor = state
         self.network.load_state_dict(network)
-        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": momentum})
-        self._record = None  # the momentum is in other memory now
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": averages})
+        self._record = None  # the optimizer's averages are in other memory now
         if self._donor:
             self._donor.restore(donor)
 
@@ -124,11 +124,14 @@ class Learner:
         return loss_R.detach(), (y_BRK.argmax(-1) == y_BR).sum(0)
 
     def written(self) -> Iterator[Tensor]:
-        """Every tensor that a step changes and the next one reads: weights, statistics, momentum."""
+        """Every tensor that a step changes and the next one reads.
+
+        These are the weights, the statistics of norms, and the optimizer's averages and counts.
+        """
         yield from self.network.parameters()
         yield from self.network.buffers()
         for of_parameter in self._optimizer.state.values():
-            yield of_parameter["momentum_buffer"]
+            yield from of_parameter.values()
         if self._donor:
             yield from self._donor.written()
 
@@ -140,7 +143,7 @@ class CapturedSteps:
     the bits it would get alone. Recording leaves the learners' state unchanged.
 
     Limits: shapes are those of the first batches; a learner's tensors must stay in place: no
-    weight, buffer or momentum may be replaced by another tensor.
+    weight, buffer or average may be replaced by another tensor.
 
     Source:
         https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture; branches: CUDA C++

@@ -1,4 +1,4 @@
-"""SGD with Nesterov momentum, weight decay on weights only, warm-up and cosine."""
+"""SGD with Nesterov momentum or AdamW, decay of weights only, warm-up and cosine."""
 
 from __future__ import annotations
 
@@ -12,33 +12,59 @@ from torch import Tensor, nn
 from harness.study.trials import Trial
 from harness.training.networks import Network
 
+ADAM_EPS = 1e-8
+
 
 def make_optimizer(
     network: nn.Module, trial: Trial, *, capturable: bool = False
-) -> torch.optim.SGD:
-    """SGD without weight decay on batch norm and biases, which are the one-dimensional parameters.
+) -> torch.optim.Optimizer:
+    """The trial's optimizer, without weight decay on norms and biases, which have one dimension.
 
-    If `capturable`, learning rate and momentum are tensors on the device from the start: a recorded
+    If `capturable`, learning rate and averages are tensors on the device from the start: a recorded
     step would otherwise replay the Python number it was recorded with.
 
     Source:
-        Nesterov momentum as Sutskever et al. 2013; no decay of normalisation and biases as
-        He et al. 2019, arXiv:1812.01187, s.3.1.
+        Nesterov momentum as Sutskever et al. 2013; AdamW as Loshchilov & Hutter 2019,
+        arXiv:1711.05101, alg. 2; no decay of normalisation and biases as He et al. 2019,
+        arXiv:1812.01187, s.3.1.
     """
     parameters = list(network.parameters())
     weights = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim == 1]
-    optimizer = torch.optim.SGD(
-        [{"params": weights, "weight_decay": trial.weight_decay}, {"params": others}],
-        lr=torch.tensor(trial.lr, device=parameters[0].device) if capturable else trial.lr,
-        momentum=trial.momentum,
-        nesterov=trial.momentum > 0,
-        foreach=not capturable,
-        fused=capturable,  # only torch's fused SGD reads its rate on the device
-    )
-    if capturable and trial.momentum > 0:
-        for parameter in parameters:  # zeros give the same first step as no buffer
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": trial.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    lr = torch.tensor(trial.lr, device=parameters[0].device) if capturable else trial.lr
+    # Of each optimizer only the fused kernel reads its rate on the device.
+    foreach, fused = not capturable, capturable
+    if trial.optimizer == "adamw":
+        averages = ["exp_avg", "exp_avg_sq"]
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=lr,
+            betas=(trial.beta1, trial.beta2),
+            eps=ADAM_EPS,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
+        )
+    else:
+        averages = ["momentum_buffer"] if trial.momentum > 0 else []
+        optimizer = torch.optim.SGD(
+            groups,
+            lr=lr,
+            momentum=trial.momentum,
+            nesterov=trial.momentum > 0,
+            foreach=foreach,
+            fused=fused,
+        )
+    if capturable:  # zeros give the same first step as no averages
+        for parameter in parameters:
+            of_parameter = optimizer.state[parameter]
+            of_parameter.update({name: torch.zeros_like(parameter) for name in averages})
+            if trial.optimizer == "adamw":
+                of_parameter["step"] = torch.zeros((), device=parameter.device)
     return optimizer
 
 
@@ -77,7 +103,7 @@ def grafted_updates(network: Network, donor: Network) -> Iterator[None]:
     gradient acts through that ratio alone; so two arms with one donor differ by the directions of
     their gradients, and one arm with two donors by the gradients' sizes.
 
-    Limits: biases and batch norm's scale and shift keep their own steps; the donor's sizes come
+    Limits: biases and a norm's scale and shift keep their own steps; the donor's sizes come
     from its own training path, not from this one.
 
     Source:

@@ -75,6 +75,8 @@ def train(trial, digits, checkpoint=None):
         {"architecture": "mlp", "pack_size": 2, "seed": 1},
         {"architecture": "mlp", "snr_batches": 4, "precision": "bfloat16"},
         {"architecture": "mlp", "lr": 1e30},
+        {"architecture": "plain", "placement": "after", "flow": "before", "optimizer": "adamw"},
+        {"architecture": "mlp", "pack_size": 2, "train_images": 500},
         pytest.param({"architecture": "plain", "compile": True}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: " ".join(map(str, settings)),

@@ -69,6 +69,8 @@ def test_a_gpu_starts_where_a_cpu_starts(trial_of, digits):
         {"architecture": "mlp", "placement": "none", "momentum": 0.0},
         {"architecture": "resnet", "norm": "layer", "activation": "gelu", "pack_size": 2},
         {"architecture": "plain", "norm": "instance", "activation": "leaky_relu"},
+        {"architecture": "plain", "flow": "after", "optimizer": "adamw", "lr": 0.003},
+        {"architecture": "resnet", "pack_size": 3, "optimizer": "adamw", "train_images": 500},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
@@ -115,8 +117,8 @@ def test_trials_in_parallel_branches_get_the_bits_they_get_alone(trial_of, digit
 
 
 @pytest.mark.parametrize("captured", [True, False])
-@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
-def test_the_loop_never_waits_for_the_device(trial_of, digits, augmentation, captured):
+@pytest.mark.parametrize(("augmentation", "optimizer"), [("none", "sgd"), ("crop-flip", "adamw")])
+def test_the_loop_never_waits_for_the_device(trial_of, digits, augmentation, optimizer, captured):
     """From the second batch of a trial on, epoch by epoch, nothing reads from the device."""
 
     class Watched(Batches):
@@ -130,6 +132,7 @@ def test_the_loop_never_waits_for_the_device(trial_of, digits, augmentation, cap
                 torch.cuda.set_sync_debug_mode("default")
 
     with mock.patch.object(train, "Batches", Watched):
-        trial = trial_of("plain", "after", flow="before", augmentation=augmentation, snr_batches=2)
+        settings = {"augmentation": augmentation, "optimizer": optimizer, "snr_batches": 2}
+        trial = trial_of("plain", "after", flow="before", **settings)
         (rows,) = train_pack([trial], digits, device=CUDA, captured=captured)
     assert rows.trial.status == "done"

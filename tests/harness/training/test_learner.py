@@ -27,6 +27,8 @@ from tests.harness.training.test_train import content
 
 CPU = torch.device("cpu")
 
+ADAMW = {"optimizer": "adamw", "lr": 0.003}
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -120,6 +122,8 @@ class Recording(Learner):
         {"architecture": "resnet", "pack_size": 3, "augmentation": "crop-flip"},
         {"architecture": "plain", "precision": "bfloat16", "label_smoothing": 0.1},
         {"architecture": "mlp", "placement": "none", "momentum": 0.0},
+        {"architecture": "plain", "placement": "before", "flow": "after", **ADAMW},
+        {"architecture": "resnet", "pack_size": 3, "weight_decay": 0.1, **ADAMW},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
@@ -132,8 +136,9 @@ def test_replayed_steps_leave_the_rows_of_plain_ones(trial_of, digits, tapes, se
     assert content(replayed) == content(plain)
 
 
-def test_a_restored_learner_records_anew(trial_of, digits, tapes):
-    trial = trial_of("plain", "after", flow="before")
+@pytest.mark.parametrize("settings", [{}, ADAMW], ids=["sgd", "adamw"])
+def test_a_restored_learner_records_anew(trial_of, digits, tapes, settings):
+    trial = trial_of("plain", "after", flow="before", **settings)
     batches = list(Batches(digits, [trial], CPU).epoch())
     first, second = Recording([trial], digits, CPU), Recording([trial], digits, CPU)
     for batch in batches[:3]:
@@ -182,10 +187,14 @@ def test_every_branch_begins_with_the_recording_and_ends_ahead_of_its_end(trial_
         assert log.index((origin, "waits for", branch)) > work
 
 
-@pytest.mark.parametrize("architecture", PROGRAMS)
-def test_what_a_step_writes_is_all_that_the_next_one_reads(trial_of, digits, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "settings"), [*((name, {}) for name in PROGRAMS), ("plain", ADAMW)]
+)
+def test_what_a_step_writes_is_all_that_the_next_one_reads(
+    trial_of, digits, architecture, settings
+):
     """Once it is put back, the same steps follow as if none had been taken between."""
-    trial = trial_of(architecture, "after", flow="before")
+    trial = trial_of(architecture, "after", flow="before", **settings)
     batches = list(Batches(digits, [trial], CPU).epoch())
     disturbed, calm = Learner([trial], digits, CPU), Learner([trial], digits, CPU)
     for learner in (disturbed, calm):

@@ -52,8 +52,73 @@ def test_a_step_is_nesterov_with_decay_on_weights_only(trial_of, capturable):
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_the_rate_that_is_set_is_the_rate_of_the_next_step(trial_of, capturable):
-    trial = trial_of("mlp", lr=0.1, momentum=0.0, weight_decay=0.0)
+def test_a_step_of_adamw_is_that_of_its_paper_with_decay_on_weights_only(trial_of, capturable):
+    adamw = {"optimizer": "adamw", "lr": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
+    trial = trial_of("resnet", "before", **adamw)
+    network = build_network(trial, (1, 8, 8), 10)
+    initialize(network, [trial])
+    optimizer = make_optimizer(network, trial, capturable=capturable)
+    generator = torch.Generator().manual_seed(0)
+    slow = {name: (p.detach().clone(), 0.0, 0.0) for name, p in network.named_parameters()}
+    for step in (1, 2, 3):
+        for name, parameter in network.named_parameters():
+            grad = parameter.grad = torch.randn(parameter.shape, generator=generator)
+            value, mean, square = slow[name]
+            decayed = "norm" not in name and not name.endswith("bias")
+            mean = 0.8 * mean + 0.2 * grad
+            square = 0.95 * square + 0.05 * grad**2
+            scale = (square / (1 - 0.95**step)).sqrt() + 1e-8
+            value = value - 0.01 * (0.1 * value if decayed else 0)
+            slow[name] = (value - 0.01 * mean / (1 - 0.8**step) / scale, mean, square)
+        optimizer.step()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), slow[name][0])
+
+
+def test_a_pack_under_adamw_steps_as_torchs_own_on_each_network_alone(trial_of):
+    adamw = {"optimizer": "adamw", "lr": 0.01, "beta1": 0.8, "weight_decay": 0.1}
+    trials = [trial_of("resnet", "after", seed=seed, **adamw) for seed in range(3)]
+    pack = build_network(trials[0], (1, 8, 8), 10, replicas=3)
+    initialize(pack, trials)
+    pack.double()
+    optimizer = make_optimizer(pack, trials[0])
+    alone = []
+    for trial in trials:
+        network = build_network(trial, (1, 8, 8), 10)
+        initialize(network, [trial])
+        network.double()
+        groups = [
+            {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 0.1},
+            {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        torchs = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.999), foreach=False)
+        alone.append((network, torchs))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        x_RBCHW = torch.randn(3, 16, 1, 8, 8, dtype=torch.float64, generator=generator)
+        y_BR = torch.randint(10, (16, 3), generator=generator)
+        optimizer.zero_grad()
+        y_BRK = pack(x_RBCHW.transpose(0, 1).flatten(1, 2))
+        for replica in range(3):
+            functional.cross_entropy(y_BRK[:, replica], y_BR[:, replica]).backward(
+                retain_graph=True
+            )
+        optimizer.step()
+        for (network, torchs), x_BCHW, y_B in zip(alone, x_RBCHW, y_BR.T, strict=True):
+            torchs.zero_grad()
+            functional.cross_entropy(network(x_BCHW)[:, 0], y_B).backward()
+            torchs.step()
+    for replica, (network, _) in enumerate(alone):
+        for ours, theirs in zip(pack.parameters(), network.parameters(), strict=True):
+            mine = ours.unflatten(0, (3, -1))[replica]
+            torch.testing.assert_close(mine, theirs.view_as(mine), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_rate_that_is_set_is_the_rate_of_the_next_step(trial_of, optimizer, capturable):
+    """Under one gradient for ever a step of either optimizer is the rate."""
+    trial = trial_of("mlp", optimizer=optimizer, lr=0.1, momentum=0.0, weight_decay=0.0)
     network = build_network(trial, (1, 8, 8), 10)
     initialize(network, [trial])
     optimizer = make_optimizer(network, trial, capturable=capturable)

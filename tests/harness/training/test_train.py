@@ -101,10 +101,13 @@ def test_training_is_bit_identical_with_the_probe_on_and_off(trial_of, digits):
         assert content(replace(watched, gradients=())) == content(alone)
 
 
+ADAMW = {"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.1}
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"norm": "group", "activation": "gelu"}, {"norm": "instance", "activation": "tanh"}],
-    ids=str,
+    [{}, ADAMW, {"norm": "group", "activation": "gelu"}, {"norm": "instance", "activation": "tanh"}],
+    ids=["sgd", "adamw", "group gelu", "instance tanh"],
 )
 def test_a_pack_gives_each_seed_what_it_gets_alone(trial_of, digits, settings):
     """Exact to rounding: in float64, two epochs of a pack follow three solo runs."""
@@ -244,17 +247,19 @@ def test_label_smoothing_is_torchs(trial_of, digits):
     assert smooth.trial.train_loss > plain.trial.train_loss
 
 
-def test_an_arm_that_borrows_its_own_flow_is_unchanged(trial_of, digits):
-    trial = trial_of("plain", "after", epochs=1)
+@pytest.mark.parametrize("settings", [{}, ADAMW], ids=["sgd", "adamw"])
+def test_an_arm_that_borrows_its_own_flow_is_unchanged(trial_of, digits, settings):
+    trial = trial_of("plain", "after", epochs=1, **settings)
     (own,) = run(digits, trial)
     (borrowed,) = run(digits, replace(trial, flow="after"))
     assert borrowed.trial.train_loss == pytest.approx(own.trial.train_loss, rel=1e-4)
 
 
-def test_borrowed_flow_gives_each_layer_the_donors_update_ratio(trial_of, digits):
-    trial = trial_of("plain", "after", epochs=1)
+@pytest.mark.parametrize("settings", [{}, ADAMW], ids=["sgd", "adamw"])
+def test_borrowed_flow_gives_each_layer_the_donors_update_ratio(trial_of, digits, settings):
+    trial = trial_of("plain", "after", epochs=1, **settings)
     (grafted,) = run(digits, replace(trial, flow="before"))
-    (donor,) = run(digits, trial_of("plain", "before", epochs=1))
+    (donor,) = run(digits, trial_of("plain", "before", epochs=1, **settings))
     (own,) = run(digits, trial)
 
     def ratios(rows):
