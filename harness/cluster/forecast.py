@@ -169,7 +169,7 @@ def _guess(trial: Trial, device: str) -> float:
     def step(images: int) -> float:
         return once + image * images
 
-    steps = facts.train_images // trial.batch_size * trial.epochs
+    steps = _count_steps(trial)
     learners = 1 if trial.flow == "own" else 2  # the donor of the flow takes every step, too
     reading = PROBE_STEPS + (trial.snr_batches > 0)
     evaluated = facts.validation_images * trial.epochs + facts.test_images
@@ -183,11 +183,16 @@ def _guess(trial: Trial, device: str) -> float:
 
 def guess_bytes(trial: Trial) -> int:
     """Bytes of a trial's three files."""
-    steps = _look_up(trial.dataset).train_images // trial.batch_size * trial.epochs
-    return 30_000 + 100 * _count_readings(trial, steps) * trial.depth + 60 * trial.epochs
+    readings = _count_readings(trial, _count_steps(trial))
+    return 30_000 + 100 * readings * trial.depth + 60 * trial.epochs
 
 
 _look_up = cache(look_up_facts)  # a folder of pictures is counted once
+
+
+def _count_steps(trial: Trial) -> int:
+    images = trial.train_images or _look_up(trial.dataset).train_images
+    return images // trial.batch_size * trial.epochs
 
 
 def _count_readings(trial: Trial, steps: int) -> int:

@@ -149,6 +149,30 @@ def look_up_facts(dataset: str, root: Path | None = None) -> Facts:
     return _facts(facts.shape, sum(train), sum(test), len(train), facts.source)
 
 
+def find_count_mistake(
+    dataset: str, images: int, classes: int, *, train_images: int, batch_size: int
+) -> str | None:
+    """Say why `train_images` of so many `images`, 0 for all, make no epoch; None if they do.
+
+    >>> find_count_mistake("digits", 1_077, 10, train_images=0, batch_size=128)
+    >>> find_count_mistake("digits", 1_077, 10, train_images=100, batch_size=128)
+    '100 training images are fewer than one batch of 128; raise train_images or lower batch_size'
+    """
+    if train_images > images:
+        has = f"{dataset} has {images:,} training images, fewer than {train_images:,}"
+        return f"{has}; lower train_images, or say 0 for all"
+    if 0 < train_images < classes:
+        few = f"{train_images:,} training images are fewer than the {classes:,} classes"
+        return f"{few} of {dataset}; raise train_images"
+    if 0 < train_images < batch_size:
+        few = f"{train_images:,} training images are fewer than one batch of {batch_size:,}"
+        return f"{few}; raise train_images or lower batch_size"
+    if images < batch_size:
+        has = f"{dataset} has {images:,} training images, fewer than one batch of {batch_size:,}"
+        return f"{has}; lower batch_size"
+    return None
+
+
 def default_root() -> Path:
     """The folder of all data sets, where the caller does not say.
 

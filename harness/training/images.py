@@ -28,6 +28,7 @@ from harness.study.facts import (
     count_held_out,
     default_root,
     facts_of,
+    find_count_mistake,
     find_dataset_mistake,
     prepared_folder,
 )
@@ -173,6 +174,8 @@ def _measure_channels(x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
 def _stratified_pick(y_N: Tensor, count: int, *, name: str, among: Tensor | None = None) -> Tensor:
     """Mark `count` images, stratified by class; which ones depends on `name` alone.
 
+    Those of a smaller count are among those of a larger one.
+
     Shapes:
         y_N: (N,) labels; among: (N,) bool, where picking is allowed. Returns (N,) bool.
     """
@@ -289,13 +292,18 @@ class Batches:
 
     def __init__(self, images: Images, replicas: Sequence[Trial], device: torch.device) -> None:
         trial = replicas[0]
+        mistake = find_count_mistake(
+            images.name,
+            len(images.train),
+            images.classes,
+            train_images=trial.train_images,
+            batch_size=trial.batch_size,
+        )
+        if mistake:
+            raise DataError(mistake)
+        self._shown_N = _pick_shown(images, trial.train_images)
         self.size = trial.batch_size
-        self.steps = len(images.train) // trial.batch_size  # the last partial batch is dropped
-        if self.steps == 0:
-            raise DataError(
-                f"{images.name} has {len(images.train)} training images, fewer than one batch of "
-                f"{trial.batch_size}; lower batch_size"
-            )
+        self.steps = len(self._shown_N) // trial.batch_size  # the last partial batch is dropped
         self._augmented = trial.augmentation == "crop-flip"
         self._normalize = Normalize(images, trial, device)
         _, self._height, self._width = images.shape
@@ -317,7 +325,8 @@ class Batches:
         """Yield (x_BDHW float32, y_BR) for every step of the next epoch."""
         used = self.steps * self.size
         drawn = [
-            torch.randperm(len(self._y_N), generator=generator)[:used] for generator in self._order
+            self._shown_N[torch.randperm(len(self._shown_N), generator=generator)[:used]]
+            for generator in self._order
         ]
         index_SBR = self._arrange(drawn)
         if not self._augmented:
@@ -357,6 +366,18 @@ class Batches:
             index_BR[..., None, None], nearest_BRH[..., :, None], nearest_BRW[..., None, :]
         ]
         return self._normalize(x_BRHWC * inside_BRHW[..., None]), self._y_N[index_BR]
+
+
+def _pick_shown(images: Images, count: int) -> Tensor:
+    """Indices of the training images that a trial of `count` of them is shown; 0 for all.
+
+    The same for every trial. Statistics, probe, validation and test remain those of all images:
+    readings are compared between counts.
+    """
+    y_N = images.train.y_N
+    if count == 0:
+        return torch.arange(len(y_N))
+    return _stratified_pick(y_N, count, name=f"{images.name}/train").nonzero()[:, 0]
 
 
 class Normalize:

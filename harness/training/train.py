@@ -63,7 +63,7 @@ def train_pack(
     otherwise, which is faster and gives the same rows.
 
     Raises:
-        DataError: the training part is smaller than one batch.
+        DataError: the training images are fewer than one batch, or than `train_images`.
     """
     trial = trials[0]
     replicas = [replace(trial, seed=seed) for seed in trial.pack]

@@ -17,6 +17,7 @@ from harness.cluster.forecast import (
     LIMIT_OF_MEASURED,
     START_UP,
     Forecast,
+    guess_bytes,
     guess_seconds,
 )
 from harness.cluster.work import Work, count_work
@@ -103,6 +104,14 @@ def test_more_pixels_more_images_and_more_epochs_take_longer():
         replace(small, epochs=2 * small.epochs),
     ):
         assert guess_seconds(larger) > 1.5 * guess_seconds(small)
+
+
+def test_a_trial_of_fewer_training_images_takes_the_time_of_its_steps():
+    whole = make_trial(dataset="synthetic:3x16x16x10x60000", epochs=10)
+    fifth = replace(whole, train_images=9_000)
+    few = replace(whole, dataset="synthetic:3x16x16x10x12000")
+    assert guess_seconds(few) < guess_seconds(fifth) < 0.5 * guess_seconds(whole)
+    assert guess_bytes(replace(whole, train_images=128)) < guess_bytes(whole)
 
 
 def test_a_few_small_images_are_a_matter_of_seconds():

@@ -303,3 +303,62 @@ def test_a_batch_larger_than_the_training_part_is_refused(colours, trial_of):
     message = r"colours has 50 training images, fewer than one batch of 64; lower batch_size"
     with pytest.raises(DataError, match=message):
         Batches(colours, [trial_of(batch_size=64)], CPU)
+
+
+def shown(images, trial):
+    """Which training images an epoch shows, each as one row of bytes, and their labels."""
+    x_NDHW, y_NR = map(torch.cat, zip(*Batches(images, [trial], CPU).epoch(), strict=True))
+    x_NHWC = x_NDHW.permute(0, 2, 3, 1) * images.std_C + images.mean_C
+    return {bytes(row) for row in x_NHWC.round().to(torch.uint8).flatten(1).numpy()}, y_NR[:, 0]
+
+
+def test_fewer_training_images_are_stratified_and_among_those_of_more(digits, trial_of):
+    few, few_y = shown(digits, trial_of(train_images=100, batch_size=50))
+    more, more_y = shown(digits, trial_of(train_images=300, batch_size=50))
+    assert (len(few), len(more)) == (100, 300)
+    assert few < more < {bytes(row) for row in digits.train.x_NHWC.flatten(1).numpy()}
+    for y_N in (few_y, more_y):
+        share_K = len(y_N) / len(digits.train) * digits.train.y_N.bincount()
+        assert ((y_N.bincount(minlength=10) - share_K).abs() <= 1).all()
+
+
+def test_all_trials_are_shown_the_same_images_in_orders_of_their_own(digits, trial_of):
+    settings = {"train_images": 100, "batch_size": 50}
+    first, first_y = shown(digits, trial_of(**settings))
+    for other in (trial_of("mlp", "after", seed=1, **settings), trial_of(depth=14, **settings)):
+        others, other_y = shown(digits, other)
+        assert others == first
+        assert not torch.equal(other_y, first_y)
+
+
+def test_as_many_as_there_are_is_all(digits, trial_of):
+    """And 0 is for all: the very batches of a trial that never heard of the setting."""
+    named, unsaid = (
+        Batches(digits, [trial_of(augmentation="crop-flip", train_images=count)], CPU).epoch()
+        for count in (len(digits.train), 0)
+    )
+    order = torch.Generator().manual_seed(derive_seed(trial_of().block_seed, "order"))
+    index_SB = torch.randperm(1077, generator=order)[: 8 * 128].view(8, 128)
+    for (x, y), (other_x, other_y), index_B in zip(named, unsaid, index_SB, strict=True):
+        assert torch.equal(x, other_x)
+        assert torch.equal(y, other_y)
+        assert torch.equal(y[:, 0], digits.train.y_N[index_B])
+
+
+@pytest.mark.parametrize(
+    ("settings", "mistake"),
+    [
+        ({"train_images": 51}, "colours has 50 training images, fewer than 51; lower train_images"),
+        ({"train_images": 3}, "3 training images are fewer than the 4 classes of colours; raise"),
+        (
+            {"train_images": 7},
+            "7 training images are fewer than one batch of 8; raise train_images",
+        ),
+    ],
+)
+def test_a_count_of_training_images_that_makes_no_epoch_is_refused(
+    colours, trial_of, settings, mistake
+):
+    with pytest.raises(DataError, match=mistake):
+        Batches(colours, [trial_of(batch_size=8, **settings)], CPU)
+    Batches(colours, [trial_of(batch_size=8, train_images=50)], CPU)

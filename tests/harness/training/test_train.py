@@ -228,6 +228,19 @@ def test_rows_join_and_count(trial_of, digits):
     assert rows.trial.parameters == parameters
 
 
+def test_fewer_training_images_change_the_steps_and_nothing_that_is_measured_by(trial_of, digits):
+    whole, part = trial_of("plain", epochs=1), trial_of("plain", epochs=1, train_images=500)
+    (all_rows,), (rows,) = run(digits, whole), run(digits, part)
+    assert rows.trial.steps == 500 // 128
+    assert len(rows.trial.test_correct) == len(all_rows.trial.test_correct)
+    # The first reading, ahead of any step, is of one network on one probe batch.
+    readings = [
+        [replace(row, trial_id="") for row in each.gradients if row.step == 0]
+        for each in (rows, all_rows)
+    ]
+    assert repr(readings[0]) == repr(readings[1])
+
+
 def test_bfloat16_keeps_the_probe_and_the_loss_in_float32(trial_of, digits):
     trial = trial_of("plain", epochs=1, precision="bfloat16")
     with mock.patch.object(train.Ledger, "note_step", autospec=True, side_effect=NOTE) as note:
