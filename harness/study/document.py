@@ -67,11 +67,15 @@ class Document:
 
     def place(self, at: Loc) -> Place:
         """The place of the value at `at`, or of the nearest one that contains it."""
-        if at[:3] in self._inherited:
+        if self.is_inherited(at):
             at = ("defaults", *at[2:])
         while at not in self._places:
             at = at[:-1]
         return self._places[at]
+
+    def is_inherited(self, at: Loc) -> bool:
+        """Whether a product has the value at `at` from the defaults."""
+        return at[:3] in self._inherited
 
     def refuse(self, at: Loc, text: str) -> None:
         self._refuse(self.place(at), text)

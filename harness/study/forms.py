@@ -445,6 +445,14 @@ class GridForm(Form):
 
 
 SETTINGS = frozenset(Defaults.model_fields)
+ONLY_WITH: Mapping[str, tuple[str, str]] = {
+    "norm_groups": ("norm", "group"),
+    "momentum": ("optimizer", "sgd"),
+    "beta1": ("optimizer", "adamw"),
+    "beta2": ("optimizer", "adamw"),
+}
+"""A setting -> another one, and the value of that with which alone it does anything."""
+
 FORMS: Mapping[int | str, type[Form]] = {
     "": GridForm,
     "defaults": Defaults,

@@ -7,6 +7,7 @@ shows comes last: repeated trials, packs, the count.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.study.document import Document, Loc, as_mapping, find_number_trap, find_trap
-from harness.study.forms import FORMS, SETTINGS, Defaults, GridForm, NotANumber, is_not
+from harness.study.facts import facts_of, find_count_mistake
+from harness.study.forms import FORMS, ONLY_WITH, SETTINGS, Defaults, GridForm, NotANumber, is_not
 from harness.study.records import AnalysisPlan, Settings
 from harness.study.trials import EVERY_PROGRAM, Trial, expand, expand_product
 from harness.study.tuning import Tuning
 from harness.study.wording import did_you_mean, show
 
 MAX_TRIALS = 100_000
+
+LARGEST_USUAL_ADAMW_RATE = 0.03
+"""Above it an author is asked whether the rate was meant for sgd."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
         overrides=tuple(overrides),
         notes=tuple(
             f"{document.place(at).label}: {text}"
-            for at, text in _find_surprises(products, form.seeds, form.analysis.looks)
+            for at, text in _find_surprises(products, form.seeds, form.analysis.looks, tuning)
         ),
     )
 
@@ -151,6 +156,8 @@ def _explain_unknown_key(loc: Loc) -> str:
 _ELSEWHERE = {
     "learning_rate": "; did you mean 'lr'?",
     "model": "; did you mean 'architecture'?",
+    "betas": "; did you mean 'beta1' and 'beta2'?",
+    "wd": "; did you mean 'weight_decay'?",
     "seed": "; seeds stand at the top of the grid, or in --seeds",
     "seeds": "; seeds stand at the top of the grid, or in --seeds",
     "program": "; programs stand at the top of the grid, and a product names their placement",
@@ -177,27 +184,40 @@ def _find_mistakes_of_the_whole(
             yield ("tuning",), f"up to {trials:,} trials are too many; {MAX_TRIALS:,} at most"
             return
     for index, product in enumerate(products):
-        epochs, warmups = _epochs_and_warmups(product)
-        if len(warmups) > 1 and max(warmups) > epochs:  # cut to the epochs, two might be one
-            text = f"a warm-up of {max(warmups):g} epochs does not fit into {epochs}"
-            at = ("grid", index, "warmup_epochs")
-            yield at, f"{text}; set warmup_epochs to {epochs} or less"
-        for placement in set(product.get("flow", ())) & set(product["placement"]):
-            text = f"{placement!r} would borrow the flow it has; give each such arm a product"
-            yield ("grid", index, "flow"), f"{text} of its own, with the other placement's flow"
-        for size in product.get("pack_size", (Settings.pack_size,)):
-            mistake = _find_pack_mistake(size, seeds)
-            if mistake:
-                yield ("grid", index, "pack_size"), mistake
+        yield from _find_mistakes_of_a_product(document, index, product, seeds)
     if mistake := _find_control_mistake(control, products):
         yield ("analysis", "control"), mistake
     yield from _find_repeated_trials(document, products, seeds, programs)
+
+
+def _find_mistakes_of_a_product(
+    document: Document, index: int, product: Mapping[str, Sequence[Any]], seeds: Sequence[int]
+) -> Iterator[tuple[Loc, str]]:
+    """Settings that do not go together."""
+    epochs, warmups = _epochs_and_warmups(product)
+    if len(warmups) > 1 and max(warmups) > epochs:  # cut to the epochs, two might be one
+        text = f"a warm-up of {max(warmups):g} epochs does not fit into {epochs}"
+        at = ("grid", index, "warmup_epochs")
+        yield at, f"{text}; set warmup_epochs to {epochs} or less"
+    for placement in set(product.get("flow", ())) & set(product["placement"]):
+        text = f"{placement!r} would borrow the flow it has; give each such arm a product"
+        yield ("grid", index, "flow"), f"{text} of its own, with the other placement's flow"
+    for size in _values(product, "pack_size"):
+        mistake = _find_pack_mistake(size, seeds)
+        if mistake:
+            yield ("grid", index, "pack_size"), mistake
+    yield from _find_idle_settings(document, index, product)
+    yield from _find_count_mistakes(index, product)
+    if "adamw" in _values(product, "optimizer") and "lr" not in product:
+        text = f"adamw trains badly at sgd's default rate of {Settings.lr:g}"
+        yield ("grid", index, "optimizer"), f"{text}; set lr as well, such as lr: 0.001"
 
 
 def _find_surprises(
     products: Sequence[Mapping[str, Sequence[Any]]],
     seeds: Sequence[int],
     looks: Sequence[int] | None,
+    tuning: Tuning | None,
 ) -> Iterator[tuple[Loc, str]]:
     """What is done, yet may not be meant."""
     for index, product in enumerate(products):
@@ -206,6 +226,14 @@ def _find_surprises(
             said = "warmup_epochs" if "warmup_epochs" in product else "epochs"
             text = f"the warm-up of {warmups[0]:g} epochs is cut to {epochs}, the whole training"
             yield ("grid", index, said), text
+        rate = max(_values(product, "lr"))
+        if "adamw" in _values(product, "optimizer") and rate > LARGEST_USUAL_ADAMW_RATE:
+            text = f"adamw seldom trains at a rate of {rate:g}, which would be usual for sgd"
+            yield ("grid", index, "lr"), f"{text}; 0.001 is usual for adamw"
+    optimizers = {name for product in products for name in _values(product, "optimizer")}
+    if tuning and len(optimizers) > 1:
+        text = "tries sgd and adamw at the same rates, of which few are good for both"
+        yield ("tuning", "lr"), f"{text}; give each optimizer a grid of its own"
     if looks and looks[-1] > len(seeds):
         text = f"a look at {looks[-1]} seeds is planned, and the grid has {len(seeds)}"
         yield ("analysis", "looks"), f"{text}: every look at these is an early one"
@@ -213,8 +241,51 @@ def _find_surprises(
 
 def _epochs_and_warmups(product: Mapping[str, Sequence[Any]]) -> tuple[int, Sequence[float]]:
     """The fewest epochs of a product, and its warm-ups."""
-    epochs = min(product.get("epochs", (Settings.epochs,)))
-    return epochs, product.get("warmup_epochs", (Settings.warmup_epochs,))
+    return min(_values(product, "epochs")), _values(product, "warmup_epochs")
+
+
+def _values(product: Mapping[str, Sequence[Any]], setting: str) -> Sequence[Any]:
+    """Those of a product; the default's where it says none."""
+    return product.get(setting, (getattr(Settings, setting),))
+
+
+def _find_idle_settings(
+    document: Document, index: int, product: Mapping[str, Sequence[Any]]
+) -> Iterator[tuple[Loc, str]]:
+    """Settings that nothing would read in some trials of a product."""
+    for key, (setting, owner) in ONLY_WITH.items():
+        others = [value for value in _values(product, setting) if value != owner]
+        if key not in product or not others:
+            continue
+        at = ("grid", index, key)
+        text = f"{key} is for {setting}: {owner}"
+        for other in others:
+            if own := [name for name, only in ONLY_WITH.items() if only == (setting, other)]:
+                text += f"; {other} has {' and '.join(own)}"
+        if owner in _values(product, setting):
+            text += f"; give each {setting} a product of its own"
+        if document.is_inherited(at):
+            text += f"; set {key} in the products with {setting}: {owner}, not for all"
+        yield at, text
+
+
+def _find_count_mistakes(
+    index: int, product: Mapping[str, Sequence[Any]]
+) -> Iterator[tuple[Loc, str]]:
+    """Data sets too small for what is asked, where a name tells the size."""
+    for dataset, count, batch_size in itertools.product(
+        *(_values(product, name) for name in ("dataset", "train_images", "batch_size"))
+    ):
+        facts = facts_of(dataset)
+        mistake = find_count_mistake(
+            dataset,
+            facts.train_images,
+            facts.classes,
+            train_images=count,
+            batch_size=batch_size,
+        )
+        if mistake and not facts.is_assumed:
+            yield ("grid", index, "train_images" if count else "batch_size"), mistake
 
 
 def _find_control_mistake(

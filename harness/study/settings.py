@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from harness.study.architectures import find_depth_mistake
-from harness.study.forms import FORMS, Rule
+from harness.study.forms import FORMS, ONLY_WITH, Rule
 from harness.study.records import AnalysisPlan, Settings
 from harness.study.trials import PROGRAMS
 from harness.study.tuning import Tuning
@@ -63,6 +63,8 @@ def _describe_form(form: type[BaseModel], record: type | None) -> Iterator[str]:
         column = columns.get(declared.serialization_alias or key)
         meaning = declared.description if column is None else column.metadata["meaning"]
         default = "" if column is None else f" {_describe_default(column.default)}."
+        if key in ONLY_WITH:
+            default += f" Only with {': '.join(ONLY_WITH[key])}."
         example = f"Example: {key}: {(declared.examples or [''])[0]}"
         texts = (str(meaning), f"Allowed: {rule.allowed}.{default}", example)
         for index, text in enumerate(texts):

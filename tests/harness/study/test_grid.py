@@ -25,10 +25,10 @@ SEEDS = "seeds: 2\n"
 PRODUCT = "grid:\n  - {architecture: resnet, placement: before, depth: 8}\n"
 RESNET = ("architecture: resnet", "placement: before", "depth: 8")
 SETTINGS = (
-    "dataset, architecture, bottleneck, depth, width_factor, growth, norm, norm_groups, norm_affine, "
-    "final_norm, activation, flow, epochs, train_images, batch_size, optimizer, lr, momentum, beta1, "
-    "beta2, weight_decay, warmup_epochs, label_smoothing, augmentation, precision, memory_format, compile, threads, pack_size, probe_size, snr_batches, "
-    "placement"
+    "dataset, architecture, bottleneck, depth, width_factor, growth, norm, norm_groups, "
+    "norm_affine, final_norm, activation, flow, epochs, train_images, batch_size, optimizer, lr, "
+    "momentum, beta1, beta2, weight_decay, warmup_epochs, label_smoothing, augmentation, "
+    "precision, memory_format, compile, threads, pack_size, probe_size, snr_batches, placement"
 )
 A_NAME = "up to 64 of A-Z, a-z, 0-9, '.', '_' and '-', the first a letter or digit"
 
@@ -647,6 +647,76 @@ WRONG = [
         "my.yaml:3: an invisible character, U+00A0 (NO-BREAK SPACE), after 'lr:'; put a space there, or nothing",
     ),
     (
+        "adamw at the rate that is sgd's default",
+        product(*RESNET, "optimizer: adamw"),
+        "my.yaml:6: grid[0].optimizer: adamw trains badly at sgd's default rate of 0.1; set lr as well, such as lr: 0.001",
+    ),
+    (
+        "adamw for all, tuned, at the rate that is sgd's default",
+        f"tuning: {{lr: [0.001, 0.002], seeds: 2}}\ndefaults: {{optimizer: [sgd, adamw]}}\n{SEEDS}{PRODUCT}",
+        "my.yaml:2: defaults.optimizer: adamw trains badly at sgd's default rate of 0.1; set lr as well, such as lr: 0.001",
+    ),
+    (
+        "momentum of adamw",
+        product(*RESNET, "optimizer: adamw", "lr: 0.001", "momentum: 0.9"),
+        "my.yaml:8: grid[0].momentum: momentum is for optimizer: sgd; adamw has beta1 and beta2",
+    ),
+    (
+        "betas of sgd",
+        product(*RESNET, "beta1: 0.8", "beta2: 0.95"),
+        (
+            "my.yaml:6: grid[0].beta1: beta1 is for optimizer: adamw; sgd has momentum\n"
+            "my.yaml:7: grid[0].beta2: beta2 is for optimizer: adamw; sgd has momentum"
+        ),
+    ),
+    (
+        "momentum of both optimizers",
+        product(*RESNET, "optimizer: [sgd, adamw]", "lr: 0.01", "momentum: 0.9"),
+        "my.yaml:8: grid[0].momentum: momentum is for optimizer: sgd; adamw has beta1 and beta2; give each optimizer a product of its own",
+    ),
+    (
+        "a default momentum that adamw inherits",
+        "seeds: 2\ndefaults:\n  momentum: 0.95\n"
+        + PRODUCT
+        + "  - {architecture: plain, placement: before, depth: 8, optimizer: adamw, lr: 0.001}\n",
+        "my.yaml:3: defaults.momentum: momentum is for optimizer: sgd; adamw has beta1 and beta2; set momentum in the products with optimizer: sgd, not for all",
+    ),
+    (
+        "betas as torch has them",
+        product(*RESNET, "betas: [0.9, 0.95]"),
+        f"my.yaml:6: grid[0].betas: not a setting: {SETTINGS}; did you mean 'beta1' and 'beta2'?",
+    ),
+    (
+        "groups of a batch norm",
+        product(*RESNET, "norm_groups: 4"),
+        "my.yaml:6: grid[0].norm_groups: norm_groups is for norm: group",
+    ),
+    (
+        "groups where some norms have none",
+        product(*RESNET, "norm: [group, layer]", "norm_groups: 4"),
+        "my.yaml:7: grid[0].norm_groups: norm_groups is for norm: group; give each norm a product of its own",
+    ),
+    (
+        "more training images than there are",
+        product(*RESNET, "dataset: [digits, cifar10]", "train_images: [1000, 1078]"),
+        "my.yaml:7: grid[0].train_images: digits has 1,077 training images, fewer than 1,078; lower train_images, or say 0 for all",
+    ),
+    (
+        "fewer training images than classes",
+        product(*RESNET, "dataset: cifar100", "train_images: 99", "batch_size: 16"),
+        "my.yaml:7: grid[0].train_images: 99 training images are fewer than the 100 classes of cifar100; raise train_images",
+    ),
+    (
+        "fewer training images than a batch",
+        product(*RESNET, "train_images: 100"),
+        "my.yaml:6: grid[0].train_images: 100 training images are fewer than one batch of 128; raise train_images or lower batch_size",
+    ),
+    (
+        "a batch larger than the data set",
+        product(*RESNET, "dataset: digits", "batch_size: [64, 2048]"),
+        "my.yaml:7: grid[0].batch_size: digits has 1,077 training images, fewer than one batch of 2,048; lower batch_size",
+    ),
+    (
         "a trial named by two products",
         "seeds: 2\ngrid:\n  - {architecture: [plain, resnet], placement: [before, after], depth: 8}\n  - {architecture: resnet, placement: [none, before], depth: [8, 14]}\n",
         "my.yaml:4: grid[1]: 2 of its trials stand in grid[0] on line 3 already, such as cifar10 resnet-8 before seed 0",
@@ -1060,6 +1130,53 @@ def test_what_works_and_may_not_be_meant_is_said_once(tmp_path, overrides, warmu
     grid = load_grid(write(tmp_path, SEEDS + PRODUCT), overrides)
     assert {trial.warmup_epochs for trial in grid.trials} == warmups
     assert grid.notes == ((f"command line: {note}",) if note else ())
+
+
+ADAMW = "seeds: 2\ndefaults:\n  lr: {rate}\n{tuning}" + PRODUCT.replace(
+    "}", ", optimizer: {optimizer}}}"
+).replace("{arch", "{{arch")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "tuning", "notes"),
+    [
+        ("adamw", "0.001", "tuning: {lr: [0.001, 0.002], seeds: 2}\n", []),
+        ("sgd", "0.1", "tuning: {lr: [0.05, 0.1], seeds: 2}\n", []),
+        (
+            "adamw",
+            "[0.001, 0.1]",
+            "",
+            [
+                "my.yaml:3: defaults.lr: adamw seldom trains at a rate of 0.1, which would be usual for sgd; 0.001 is usual for adamw"
+            ],
+        ),
+        (
+            "[sgd, adamw]",
+            "0.01",
+            "tuning: {lr: [0.01, 0.1], seeds: 2}\n",
+            [
+                "my.yaml:4: tuning.lr: tries sgd and adamw at the same rates, of which few are good for both; give each optimizer a grid of its own"
+            ],
+        ),
+    ],
+)
+def test_a_rate_that_may_be_the_other_optimizers_is_told_of(
+    tmp_path, monkeypatch, optimizer, rate, tuning, notes
+):
+    monkeypatch.chdir(tmp_path)
+    text = ADAMW.format(optimizer=optimizer, rate=rate, tuning=tuning)
+    write(tmp_path, text)
+    assert list(load_grid("my.yaml").notes) == notes
+
+
+def test_each_optimizer_has_its_settings_in_a_product_of_its_own(tmp_path):
+    sgd = "{architecture: resnet, placement: before, depth: 8, momentum: 0.8}"
+    adamw = "{architecture: resnet, placement: before, depth: 8, optimizer: adamw, lr: 0.001, beta2: 0.95}"
+    grid = load_grid(write(tmp_path, f"seeds: 1\ngrid:\n  - {sgd}\n  - {adamw}\n"))
+    assert [(t.optimizer, t.lr, t.momentum, t.beta1, t.beta2) for t in grid.trials] == [
+        ("sgd", 0.1, 0.8, 0.9, 0.999),
+        ("adamw", 0.001, 0.9, 0.9, 0.95),
+    ]
 
 
 @pytest.mark.parametrize("folder", ["/home/me/flowers", "C:\\flowers", "data/flowers"])

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from harness.study.grid import FORMS, load_grid
+from harness.study.forms import FORMS, ONLY_WITH
+from harness.study.grid import load_grid
 from harness.study.settings import README, describe_settings, splice
 
 GRID = """
@@ -43,7 +44,12 @@ def test_every_key_of_a_section_is_described_with_an_example():
 def test_an_example_is_accepted(tmp_path, prefix, key, example):
     path = tmp_path / "small.yaml"
     path.write_text(GRID, encoding="utf-8")
-    assert load_grid(path, [f"{prefix}{key}={example}"]).trials
+    said = {f"{prefix}{key}": example}
+    if key in ONLY_WITH:
+        said |= [ONLY_WITH[key]]
+    if said.get("optimizer") == "adamw":
+        said["lr"] = "0.001"
+    assert load_grid(path, [f"{name}={value}" for name, value in said.items()]).trials
 
 
 def test_the_examples_of_tuning_are_accepted_together(tmp_path):
@@ -61,5 +67,6 @@ def test_the_reference_says_what_the_declarations_say():
         "                 Example: epochs: [50, 200]\n"
     ) in text
     assert "Allowed: one of float32, bfloat16. Default: float32.\n" in text
+    assert "below 1. Default: 0.999. Only with optimizer: adamw.\n" in text
     assert "resnet, depth 6n+2\n  before         conv norm act conv norm + act\n" in text
     assert "densenet, depth 6n+4 or 3n+4\n" in text

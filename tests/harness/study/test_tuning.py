@@ -161,3 +161,17 @@ def test_fewer_epochs_shorten_the_warm_up_with_them(study):
     long = [replace(trial, epochs=20, warmup_epochs=5.0) for trial in study]
     trials = expand_tuning(long, tuning(epochs=3))
     assert {(t.epochs, t.warmup_epochs) for t in trials} == {(3, 3)}
+
+
+def test_arms_of_two_optimizers_are_tuned_each_for_itself(study, score):
+    adamw = tuple(replace(t, optimizer="adamw", lr=0.001, beta2=0.95) for t in study)
+    rates = tuning(lr=(0.001, 0.01, 0.1), weight_decay=(0.0, 0.1))
+    both = (*study, *adamw)
+    trials = expand_tuning(both, rates)
+    assert len(trials) == 2 * 2 * 6 * 2
+    best = {"sgd": (0.1, 0.0), "adamw": (0.001, 0.1)}
+    rows = score(trials, lambda t: 0.9 if (t.lr, t.weight_decay) == best[t.optimizer] else 0.5)
+    tuned = apply_choices(both, choose(both, rates, rows))
+    assert len(tuned) == len(both)
+    assert all((t.lr, t.weight_decay) == best[t.optimizer] for t in tuned)
+    assert {t.beta2 for t in tuned if t.optimizer == "adamw"} == {0.95}
