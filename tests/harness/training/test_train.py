@@ -106,7 +106,12 @@ ADAMW = {"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.1}
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, ADAMW, {"norm": "group", "activation": "gelu"}, {"norm": "instance", "activation": "tanh"}],
+    [
+        {},
+        ADAMW,
+        {"norm": "group", "activation": "gelu"},
+        {"norm": "instance", "activation": "tanh"},
+    ],
     ids=["sgd", "adamw", "group gelu", "instance tanh"],
 )
 def test_a_pack_gives_each_seed_what_it_gets_alone(trial_of, digits, settings):
