@@ -144,6 +144,25 @@ class Outcome:
     test_correct: bytes = column(
         "", "One bit per test image, most significant first: 1 where right; empty where diverged."
     )
+    calibration_error: float = column(
+        "1",
+        "Expected calibration error on the test part, 15 bins of confidence; NaN where diverged.",
+    )
+    class_accuracy: bytes = column(
+        "",
+        "Share of test images right, class by class, as little-endian float64; empty where diverged.",
+    )
+    folded_norms: float = column(
+        "1",
+        "Share of batch norms that can be folded into a layer beside them; NaN where diverged or none.",
+    )
+    folding_error: float = column(
+        "1",
+        "RMS change of the probe batch's logits over their RMS when these are folded; NaN likewise.",
+    )
+    folding_flips: float = column(
+        "1", "Share of probe images whose predicted class that changes; NaN likewise."
+    )
     parameters: int = column("1", "Trained numbers of the network.")
     wall_time: float = column(
         "s", "From the first batch to the last evaluation, this trial's share of its pack."

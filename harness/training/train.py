@@ -25,12 +25,14 @@ from torch.nn import functional
 from harness.study.records import EpochRow, Outcome, TrialRow, TrialRows
 from harness.study.trials import Trial
 from harness.training.checkpoints import Checkpoint
+from harness.training.folding import measure_folding
 from harness.training.gradients import Probe
 from harness.training.images import Batches, Images, Normalize, Part
 from harness.training.learner import Learner
 from harness.training.networks import Network
 from harness.training.optimizers import make_schedule
 from harness.training.provenance import describe
+from harness.training.quality import Quality, examine
 
 EVALUATION_BATCH = 512
 """Images per forward pass of an evaluation: fixed, because another size may choose other kernels."""
@@ -106,6 +108,12 @@ def train_pack(
         if checkpoint is not None:
             checkpoint.keep(resumable, epoch)
     test = evaluate(network, images.test)
+    qualities = examine(
+        torch.cat(test.logits),
+        test.correct_NR,
+        images.test.y_N.to(device),
+        measure_folding(network, probe.x_NDHW),
+    )
     wall_time, probe_time = clock.stop()
 
     parameters = sum(parameter.numel() for parameter in network.parameters()) // len(replicas)
@@ -114,7 +122,7 @@ def train_pack(
     for asked in trials:
         replica = replicas.index(asked)
         outcome = Outcome(
-            **ledger.outcome(replica, test),
+            **ledger.outcome(replica, test, qualities[replica]),
             parameters=parameters,
             wall_time=wall_time / len(replicas),
             probe_time=probe_time / len(replicas),
@@ -137,6 +145,8 @@ class Score:
 
     loss_R: Tensor
     correct_NR: Tensor
+    logits: tuple[Tensor, ...]
+    """y_BRK of each batch, as the network put them out: only the last evaluation joins them."""
 
 
 class Evaluation:
@@ -152,6 +162,7 @@ class Evaluation:
         network.eval()
         losses_R: list[Tensor] = []
         correct_BR: list[Tensor] = []
+        logits: list[Tensor] = []
         x_NHWC, y_N = part.x_NHWC.to(self._device), part.y_N.to(self._device)  # one wait, not many
         batches = zip(x_NHWC.split(EVALUATION_BATCH), y_N.split(EVALUATION_BATCH), strict=True)
         for x_BHWC, y_B in batches:
@@ -164,7 +175,9 @@ class Evaluation:
             ).view_as(y_BR)
             losses_R.append(loss_BR.sum(0))
             correct_BR.append(y_BRK.argmax(-1) == y_BR)
-        return Score(torch.stack(losses_R).sum(0) / len(part), torch.cat(correct_BR))
+            logits.append(y_BRK)
+        loss_R = torch.stack(losses_R).sum(0) / len(part)
+        return Score(loss_R, torch.cat(correct_BR), tuple(logits))
 
 
 class Ledger:
@@ -233,8 +246,8 @@ class Ledger:
     def epoch_rows(self, replica: int, trial_id: str) -> tuple[EpochRow, ...]:
         return tuple(EpochRow(trial_id=trial_id, **epoch) for epoch in self._epochs[replica])
 
-    def outcome(self, replica: int, test: Score) -> dict[str, Any]:
-        """The columns of `Outcome` that the losses decide."""
+    def outcome(self, replica: int, test: Score, quality: Quality) -> dict[str, Any]:
+        """The columns of `Outcome` that exist only where the losses stayed finite."""
         epochs = self._epochs[replica]
         test_loss = float(test.loss_R[replica])
         if self.diverged_at[replica] is None and not math.isfinite(test_loss):
@@ -259,6 +272,7 @@ class Ledger:
             "test_loss": math.nan if diverged else test_loss,
             "test_accuracy": math.nan if diverged else float(correct_N.double().mean()),
             "test_correct": b"" if diverged else _pack_bits(correct_N),
+            **asdict(Quality() if diverged else quality),
         }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -139,6 +140,10 @@ def test_a_pack_gives_each_seed_what_it_gets_alone(trial_of, digits, settings):
             (alone,) = train_pack([replace(member, pack_size=1)], doubled, device=CPU)
             assert rows.trial.test_correct == alone.trial.test_correct
             assert rows.trial.train_loss == pytest.approx(alone.trial.train_loss, rel=1e-6)
+            assert rows.trial.class_accuracy == alone.trial.class_accuracy
+            for column in ("calibration_error", "folding_error", "folding_flips"):
+                of_pack, of_one = getattr(rows.trial, column), getattr(alone.trial, column)
+                assert of_pack == pytest.approx(of_one, rel=1e-5), column
             for row, other in zip(rows.gradients, alone.gradients, strict=True):
                 assert row.actgrad_total == pytest.approx(other.actgrad_total, rel=1e-5)
 
@@ -174,6 +179,8 @@ def test_a_loss_that_turns_non_finite_is_the_outcome_diverged(trial_of, digits):
     assert rows.trial.test_correct == b""
     assert math.isnan(rows.trial.test_accuracy)
     assert math.isnan(rows.trial.validation_accuracy)
+    assert math.isnan(rows.trial.calibration_error)
+    assert rows.trial.class_accuracy == b""
     assert rows.gradients  # what was read before the loss broke stays
     assert all(row.step <= rows.trial.steps for row in rows.gradients)
     assert all(math.isfinite(row.actgrad_total) for row in rows.gradients)
@@ -185,6 +192,10 @@ def test_test_correct_holds_one_bit_per_test_image(trial_of, digits):
     assert len(bits) == 544  # 540 images in whole bytes
     assert bits[540:] == "0000"
     assert bits.count("1") / 540 == pytest.approx(rows.trial.test_accuracy)
+    of_classes = struct.unpack("<10d", rows.trial.class_accuracy)
+    images = digits.test.y_N.bincount().tolist()
+    right = sum(share * count for share, count in zip(of_classes, images, strict=True))
+    assert right / 540 == pytest.approx(rows.trial.test_accuracy)
 
 
 def test_test_accuracy_is_that_of_the_network_after_the_last_epoch(trial_of, digits):
