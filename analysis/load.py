@@ -66,8 +66,8 @@ ResultsError = StoreError
 class Results:
     """One results folder, checked: its rows can be compared with each other.
 
-    `trials` holds planned trials only. `epochs` holds the last epoch of each, and `gradients` the
-    readings that are judged or shown, of their columns those that are: a large grid has a hundred
+    `trials` holds planned trials only. `epochs` holds the epochs of each at whose end its validation
+    accuracy was the highest so far, and `gradients` the readings that are judged or shown, of their columns those that are: a large grid has a hundred
     million readings, and no one looks at all of them. `readings` has one row per (trial, step) of
     all, the layers reduced to one number each, in log10. `identities` is how far all of them, at most,
     are off the identities that hold exactly. `choices` is what a tuning stage chose, empty without.
@@ -233,9 +233,16 @@ def _find_changed_plans(plans: Sequence[Plan]) -> Iterable[str]:
 
 
 def _sift_epochs(rows: pa.Table) -> pa.Table:
-    """The last epoch of each trial."""
-    last = rows.group_by("trial_id", use_threads=False).aggregate([("epoch", "max")])
-    return last.rename_columns(["trial_id", "epoch"])
+    """The epochs of each trial in which its validation accuracy beat all before: they say when it
+    reached what.
+    """
+    trial_E = rows["trial_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    order_E = np.lexsort((rows["epoch"].to_numpy(), trial_E))
+    # A share is at most 1, so that every trial begins above all that the one ahead of it reached.
+    value_E = 2 * trial_E[order_E] + rows["validation_accuracy"].to_numpy()[order_E]
+    best_E = np.fmax.accumulate(np.concatenate([[-1.0], value_E[:-1]])) if len(rows) else value_E
+    kept = rows.select(["trial_id", "epoch", "validation_accuracy"])
+    return kept.take(pa.array(order_E[value_E > best_E]))
 
 
 class _Sieve:

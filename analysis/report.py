@@ -145,6 +145,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
 
     from analysis.judgement.effects import UNITS, find_effects
     from analysis.judgement.outcomes import collect_outcomes
+    from analysis.judgement.practice import measure_practice
     from analysis.judgement.ranking import rank_arms
     from analysis.judgement.sequence import look_at
     from analysis.judgement.verdicts import judge_outcomes
@@ -166,7 +167,12 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
         )
         verdicts = judge_outcomes(studies, results.plan, effects=effects)
         page = build_page(
-            results, effects, verdicts, ranks=tuple(rank_arms(studies)), seen=sighting.seen
+            results,
+            effects,
+            verdicts,
+            ranks=tuple(rank_arms(studies)),
+            practices=tuple(measure_practice(results, studies)),
+            seen=sighting.seen,
         )
         page = with_calibration(page, rates.result())
     write_report(

@@ -79,6 +79,7 @@ class Outcomes:
         planned_PCS, wall_time_PCS: (P, C, S).
         block_C: (C,), equal where cells share their block seeds.
         correct_PCSN: (P, C, S, N), or None where it was not recorded.
+        trial_PCS: (P, C, S), the id of each planned trial; None where they are simulated.
     Units:
         accuracy_PCS in percent, flow_PCS in log10; NaN where the trial did not finish training.
     """
@@ -104,6 +105,7 @@ class Outcomes:
     images: int = 0
     """Test images; 0 where it is not known."""
     correct_PCSN: NDArray[np.int8] | None = None
+    trial_PCS: NDArray[np.object_] | None = None
     graft_errors: Mapping[str, float] = field(default_factory=dict)
     """Arm with borrowed steps -> how far they are from the donor's, at most; NaN: not recorded."""
     look: Look = ONLY_LOOK
@@ -363,6 +365,7 @@ def _collect_study(
         wall_time_PCS=spread(found["wall_time"].to_numpy(float), empty=np.nan),
         images=images,
         correct_PCSN=correct_PCSN,
+        trial_PCS=spread(planned["trial_id"].to_numpy(object), empty=None),
     )
 
 

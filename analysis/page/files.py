@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
+import numpy as np
 
+from analysis.judgement.practice import as_frame
 from analysis.page import drawing, theme
 from analysis.page import frames as tables
 from analysis.page.html import name_file, render_page, share_config
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analysis.judgement.effects import Effect
     from analysis.page.parts import Figure, Page
 
@@ -53,7 +57,9 @@ def write_report(
     drawing.write(folder / "verdicts.json", _render_json(page, written=written))
     numbers = tables.without_formulas(tables.tabulate_effects(effects))
     drawing.write(folder / "effects.csv", numbers.to_csv(index=False))
-    trials = tables.without_formulas(page.results.trials.drop(columns="test_correct"))
+    practice = tables.without_formulas(as_frame(page.practices))
+    drawing.write(folder / "practice.csv", practice.to_csv(index=False))
+    trials = tables.without_formulas(_without_bytes(page.results.trials))
     drawing.write(folder / "trials.csv", trials.to_csv(index=False))
     for figure in drawn:
         figure.result()
@@ -61,6 +67,15 @@ def write_report(
         drawing.write(folder / "report.md", _render_markdown(page, written=written))
     if "pdf" in formats:
         drawing.print_pdf(folder / "index.html", folder / "report.pdf")
+
+
+def _without_bytes(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the accuracy of each class in words, and without the bits of the images."""
+    shares = [
+        " ".join(f"{share:.4g}" for share in np.frombuffer(packed, "<f8"))
+        for packed in trials["class_accuracy"]
+    ]
+    return trials.drop(columns="test_correct").assign(class_accuracy=shares)
 
 
 def _twin(figure: Figure) -> dict[str, Any]:
@@ -156,6 +171,6 @@ def _render_markdown(page: Page, *, written: datetime) -> str:
     lines += [
         "",
         "Every figure: [figures](figures/). Every number: [effects.csv](effects.csv),",
-        "[trials.csv](trials.csv), [verdicts.json](verdicts.json).",
+        "[practice.csv](practice.csv), [trials.csv](trials.csv), [verdicts.json](verdicts.json).",
     ]
     return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from analysis.page import theme
 if TYPE_CHECKING:
     import altair as alt
 
+    from analysis.judgement.practice import Practice
     from analysis.judgement.verdicts import Verdict
     from analysis.load import Results
     from analysis.page.theme import Mark
@@ -109,6 +110,7 @@ class Page:
     marks: Mapping[str, Mark]
     counts: Mapping[str, int]
     sections: tuple[Section, ...] = field(default=())
+    practices: tuple[Practice, ...] = ()
     seen: tuple[SeenLook, ...] = ()
     """The looks at these results so far, this one among them."""
 

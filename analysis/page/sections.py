@@ -22,10 +22,12 @@ from analysis.page.differences import (
 )
 from analysis.page.flow import show_course, show_flow, show_mechanism
 from analysis.page.parts import Card, Page, Panel
+from analysis.page.practice import show_practice
 from analysis.page.runs import show_integrity, show_tuning
 
 if TYPE_CHECKING:
     from analysis.judgement.effects import Effect
+    from analysis.judgement.practice import Practice
     from analysis.judgement.ranking import Rank
     from analysis.judgement.simulation import Rate
     from analysis.judgement.verdicts import Verdict
@@ -43,6 +45,7 @@ def build_page(
     verdicts: Sequence[Verdict],
     *,
     ranks: Sequence[Rank] = (),
+    practices: Sequence[Practice] = (),
     seen: Sequence[SeenLook] = (),
 ) -> Page:
     """Lay out what results, effects and verdicts say, and how often they were looked at."""
@@ -61,6 +64,7 @@ def build_page(
         show_course(results, marks),
         show_flow(results, studied, comparisons, marks),
         show_mechanism(comparisons, cards, marks),
+        show_practice(practices),
         show_tuning(results, trials, marks),
         show_integrity(results, trials),
         show_precision(comparisons, marks, alpha=results.plan.alpha),
@@ -69,6 +73,7 @@ def build_page(
     return Page(
         results=results,
         verdicts=tuple(verdicts),
+        practices=tuple(practices),
         seen=tuple(seen),
         cards=cards,
         marks=marks,

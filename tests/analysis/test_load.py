@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import pytest
 from pyarrow import fs
 
 from analysis import report
-from analysis.load import FLOW_TIMES, ResultsError, load_results, spread_times
+from analysis.load import FLOW_TIMES, ResultsError, _sift_epochs, load_results, spread_times
 from harness import upkeep
 from harness.results import Store, merge
 from harness.results.tables import encode
@@ -44,7 +45,9 @@ def rewrite(path, change, write=lambda table, path: path.write_bytes(encode(tabl
     """Store the rows of one trial anew, as `change` makes them."""
     rows = pq.read_table(path)
     changed = change(rows.to_pandas())
-    write(pa.Table.from_pandas(changed, rows.schema, preserve_index=False), path)
+    # Not Table.from_pandas: that makes a NaN, which a row may have, a missing value.
+    columns = [pa.array([*changed[field.name]], field.type) for field in rows.schema]
+    write(pa.Table.from_arrays(columns, schema=rows.schema), path)
 
 
 def test_all_rows_are_found(folder):
@@ -83,6 +86,30 @@ def test_rows_of_trials_that_are_not_done_are_left_out(folder):
     results = load_results(str(folder))
     assert SMALL.trials[0].id not in set(results.gradients["trial_id"])
     assert SMALL.trials[0].id not in set(results.epochs["trial_id"])
+
+
+def test_of_the_epochs_those_are_kept_that_beat_all_before():
+    """Whatever the order of the rows, and whatever the trial ahead in the file reached."""
+    curves = {"one": [0.5, 0.4, 0.7, 0.7, 0.9, 0.8], "two": [0.1, 0.3, 0.2], "odd": [math.nan, 0.2]}
+    rows = [
+        (name, epoch, accuracy)
+        for name, curve in curves.items()
+        for epoch, accuracy in enumerate(curve, start=1)
+    ]
+    shuffled = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
+    names = ("trial_id", "epoch", "validation_accuracy")
+    for order in (rows, shuffled, []):
+        columns = {name: [row[place] for row in order] for place, name in enumerate(names)}
+        kinds = pa.schema(list(zip(names, (pa.string(), pa.int64(), pa.float64()), strict=True)))
+        kept = _sift_epochs(pa.table(columns, kinds)).to_pylist()
+        best = {
+            (name, epoch)
+            for name, epoch, accuracy in order
+            if not any(ahead >= accuracy for ahead in curves[name][: epoch - 1])
+            and math.isfinite(accuracy)
+        }
+        assert {(row["trial_id"], row["epoch"]) for row in kept} == best
+        assert len(kept) == len(best)
 
 
 def test_trials_that_nobody_planned_are_counted_and_left_out(folder):

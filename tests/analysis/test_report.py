@@ -174,6 +174,21 @@ def test_tables_hold_every_effect_and_every_trial(complete):
         assert estimate == pytest.approx(100 * (arm - baseline))
 
 
+def test_what_else_the_order_changes_is_on_the_page_and_in_a_table(complete):
+    table = pd.read_csv(complete / "practice.csv")
+    assert set(table["kind"]) == {"cell", "architecture"}
+    epochs = table[(table["quantity"] == "epochs") & (table["kind"] == "cell")]
+    assert len(epochs) == 4 * 3  # cells and arms
+    assert epochs["mean"].between(1, 6).all()
+    page = (complete / "index.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="practice">') :]
+    section = section[: section.index("</section>")]
+    assert "98\xa0% of the validation accuracy" in section
+    assert "<td>12.00 (+12.00 [no interval])" in section  # of the logits, where norm is ahead
+    classes = pd.read_csv(complete / "trials.csv")["class_accuracy"].iloc[0].split()
+    assert len(classes) == 10
+
+
 def test_every_figure_is_also_a_file(complete):
     page = (complete / "index.html").read_text(encoding="utf-8")
     figures = set(re.findall(r'<figure id="figure-([^"]+)"', page))
