@@ -9,6 +9,7 @@ writes are prepared data sets and the checkpoints of long trainings. Read in thi
     images -> sources     batches, and the files they come from
     optimizers            SGD or AdamW, schedule, borrowed flow
     gradients             the probe
+    quality -> folding    calibration, classes, and batch norm folded away
     checkpoints, provenance
 
 Needs torch and the standard library only. Nothing is imported here, so that the driver, which has

@@ -86,9 +86,11 @@ def fold(network: nn.Module) -> tuple[fx.GraphModule, Weights, float]:
     folded = 0
     for node in norms:
         norm = graph.get_submodule(str(node.target))
+        if norm.running_mean is None:  # normalises by the batch even in evaluation mode
+            continue
         scale_D, shift_D = _affine_map(norm)
         source, reader = node.all_input_nodes[0], _find_reader(node)
-        if operation(source) in {"conv", "linear"} and len(source.users) == 1:
+        if _has_own_weight(source) and len(source.users) == 1:
             _fold_behind(graph, weights, source, scale_D, shift_D)
         elif reader is not None:
             _fold_ahead(graph, weights, reader, scale_D, shift_D)
@@ -123,11 +125,18 @@ def _find_reader(node: fx.Node) -> fx.Node | None:
     """The conv or linear layer that alone reads a node, past averages."""
     while len(node.users) == 1:
         (node,) = node.users
-        if operation(node) in {"conv", "linear"}:
+        if _has_own_weight(node):
             return node
         if _name(node) not in _PASSED:
             return None
     return None
+
+
+def _has_own_weight(node: fx.Node) -> bool:
+    """Is the node a conv or linear layer that runs only there?"""
+    return operation(node) in {"conv", "linear"} and [
+        other for other in node.graph.nodes if other.target == node.target
+    ] == [node]
 
 
 def _name(node: fx.Node) -> str:

@@ -179,6 +179,21 @@ def test_a_batch_norm_ahead_of_a_layer_is_folded_where_that_is_exact(rest, is_fo
     torch.testing.assert_close(functional_call(graph, weights, (x_NDHW,)), network(x_NDHW))
 
 
+def test_what_has_no_weight_of_its_own_to_fold_into_stays():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.conv(self.norm(self.conv(x)))
+
+    assert fold(fill(Loop()))[2] == 0
+    by_batch = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    assert fold(fill(by_batch))[2] == 0
+
+
 def test_a_batch_norm_with_two_readers_stays():
     class Fork(nn.Module):
         def __init__(self):
