@@ -30,7 +30,7 @@ TARGET_SHARE = 0.98
 Of the baseline alone, so that no arm's numbers change when the grid gets another arm."""
 
 QUANTITIES = {
-    "target": "accuracy to reach (%)",
+    "target": "validation accuracy to reach (%)",
     "reached": "trials that reach it (%)",
     "epochs": "epochs to reach it",
     "gap": "generalisation gap (points)",

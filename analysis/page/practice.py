@@ -28,13 +28,14 @@ def show_practice(practices: Sequence[Practice]) -> Section:
     frame = as_frame(practices)
     frame = frame[frame["kind"] == "architecture"]
     frame = frame.assign(study=tables.name_studies(frame))
+    baseline = "', '".join(frame["baseline"].unique())
     return Section(
         "practice",
         "What else does the order change?",
-        f"Means over the cells of a kind of network; in brackets the difference from the baseline, "
+        f"Means over the cells of a kind of network; in brackets the difference from '{baseline}', "
         "paired by seed, with its 95 % interval. Exploratory: nothing is corrected for the number of "
         "comparisons, and no claim rests on it. To reach: "
-        f"{100 * TARGET_SHARE:g} % of the validation accuracy that the baseline ends at in the same "
+        f"{100 * TARGET_SHARE:g} % of the validation accuracy that '{baseline}' ends at in the same "
         "cell; a trial that never gets there counts with all its epochs. Gap: training accuracy "
         "during the last epoch, on images as augmented, minus test accuracy. Calibration error: how "
         "far the confidence in a prediction is from the share of such predictions that are right. "

@@ -36,6 +36,7 @@ def all_of(arm="after", **changes):
 
 def test_a_cell_has_the_mean_and_the_difference_with_its_interval():
     section = show_practice(all_of())
+    assert "the difference from 'before'" in section.intro
     (title, training), (_, inference) = section.tables
     assert title == "Training"
     assert training.rows[0][:2] == ("plain", "after")
