@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         find_design,
         make_reference_design,
     )
+    from analysis.judgement.together import calibrate_together  # noqa: PLC0415
     from analysis.load import ResultsError, load_results  # noqa: PLC0415
 
     if options.results and options.sd is not None:
@@ -83,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = calibrate(design, replicates=options.replicates, rng=rng)
         say(("\n" if number else "") + _tabulate(design, rates))
         is_kept &= all(rate.is_kept for rate in rates)
+    if len(designs) > 1:
+        rng = np.random.default_rng(options.rng)
+        rates = calibrate_together(designs, replicates=options.replicates, rng=rng)
+        say(f"\nstudies read together: {rates[0].replicates} grids per scenario\n{_list(rates)}")
+        is_kept &= all(rate.is_kept for rate in rates)
     return 0 if is_kept else 1
 
 
@@ -105,8 +111,11 @@ def _points(text: str) -> float:
 def _tabulate(design: Design, rates: Sequence[Rate]) -> str:
     cells, seeds = len(design.cells), design.seeds
     size = f"{cells} cell{'s' * (cells != 1)}, {seeds} seed{'s' * (seeds != 1)}"
-    lines = [f"{design.name}: {size}, {rates[0].replicates} grids per scenario"]
-    previous = None
+    return f"{design.name}: {size}, {rates[0].replicates} grids per scenario\n{_list(rates)}"
+
+
+def _list(rates: Sequence[Rate]) -> str:
+    lines, previous = [], None
     for rate in rates:
         if rate.scenario != previous:
             lines += ["", rate.scenario]

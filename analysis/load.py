@@ -50,7 +50,8 @@ CELL = tuple(name for name in _SETTINGS if name != "seed")
 _READINGS = ("trial_id", "step", "epoch", "layer_index")
 """What is kept of table `gradients`, beside the column that the plan names."""
 _IDENTITIES = ("qa_sum", "qa_dot")
-"""Zero to rounding where batch norm follows a layer; of these the largest is kept."""
+"""Zero to rounding and batch norm's epsilon where one follows a layer, which is where `qa_sum`
+exists; of these the largest is kept."""
 FLOW_TIMES = 8
 """Readings of a trial that are shown at most, evenly spread over log time."""
 LONGEST_TEXT = 500
@@ -70,7 +71,7 @@ class Results:
     accuracy was the highest so far, and `gradients` the readings that are judged or shown, of their columns those that are: a large grid has a hundred
     million readings, and no one looks at all of them. `readings` has one row per (trial, step) of
     all, the layers reduced to one number each, in log10. `identities` is how far all of them, at most,
-    are off the identities that hold exactly. `choices` is what a tuning stage chose, empty without.
+    are off the identities that batch norm brings, NaN where it follows no layer. `choices` is what a tuning stage chose, empty without.
     `tally` says of every planned trial what has become of it. `warnings` belong on the first screen
     of whatever is shown.
     """
@@ -264,7 +265,11 @@ class _Sieve:
 
     def sift(self, rows: pa.Table) -> pa.Table:
         """The rows that are kept of one file's."""
-        found = {name: _largest(rows[name].to_numpy()) for name in _IDENTITIES}
+        follows_R = np.isfinite(rows["qa_sum"].to_numpy())
+        found = {
+            name: _largest(np.where(follows_R, rows[name].to_numpy(), math.nan))
+            for name in _IDENTITIES
+        }
         names = rows["trial_id"].combine_chunks().dictionary_encode()
         name_R = names.indices.to_numpy()
         step_R, epoch_R = rows["step"].to_numpy(), rows["epoch"].to_numpy()

@@ -144,6 +144,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
     from altair.utils.schemapi import debug_mode
 
     from analysis.judgement.effects import UNITS, find_effects
+    from analysis.judgement.interactions import find_interactions
     from analysis.judgement.outcomes import collect_outcomes
     from analysis.judgement.practice import measure_practice
     from analysis.judgement.ranking import rank_arms
@@ -172,6 +173,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
             verdicts,
             ranks=tuple(rank_arms(studies)),
             practices=tuple(measure_practice(results, studies)),
+            interactions=find_interactions(studies, results.plan),
             seen=sighting.seen,
         )
         page = with_calibration(page, rates.result())
@@ -192,17 +194,25 @@ def _calibrate(studies: Sequence[Outcomes], plan: AnalysisPlan) -> list[Rate]:
     import numpy as np
 
     from analysis.judgement.simulation import calibrate, find_design
+    from analysis.judgement.together import calibrate_together
+
+    def count_replicates(trials: int) -> int:
+        return min(REPLICATES, max(100, SIMULATED_TRIALS // trials))
 
     rng = np.random.default_rng(0)
-    designs = [(find_design(outcomes, plan), outcomes.planned_PCS.sum()) for outcomes in studies]
-    return [
-        rate
-        for design, trials in designs
-        if design is not None
-        for rate in calibrate(
-            design, replicates=min(REPLICATES, max(100, SIMULATED_TRIALS // int(trials))), rng=rng
+    found = [(find_design(outcomes, plan), outcomes.planned_PCS.sum()) for outcomes in studies]
+    designs = [(design, int(trials)) for design, trials in found if design is not None]
+    rates = []
+    for design, trials in designs:
+        of_design = calibrate(design, replicates=count_replicates(trials), rng=rng)
+        where = f"{design.name}: " if len(designs) > 1 else ""
+        rates += [replace(rate, scenario=where + rate.scenario) for rate in of_design]
+    if len(designs) > 1:
+        replicates = count_replicates(sum(trials for _, trials in designs))
+        rates += calibrate_together(
+            [design for design, _ in designs], replicates=replicates, rng=rng
         )
-    ]
+    return rates
 
 
 def _print_verdicts(page: Page, folder: Path) -> None:
@@ -213,7 +223,14 @@ def _print_verdicts(page: Page, folder: Path) -> None:
         )
     for warning in page.results.warnings:
         say(f"beware: {warning}")
+    is_claimed = any(card.is_claimed for card in page.cards)
     for study, cards in page.studies.items():
+        if is_claimed and not cards[0].is_claimed:
+            say(f"\nTHE SAME QUESTIONS: {study}")
+            for card in cards:
+                effect = f": {card.effect}" if card.effect else ""
+                say(f"{card.icon} {card.claim} {card.answer}, {card.meaning}{effect}")
+            continue
         if study:
             say(f"\n{study.upper()}")
         for card in cards:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from analysis.judgement.outcomes import FEWEST_PAIRS
+from analysis.judgement.studies import STUDY, Study, count_groups
 from analysis.load import spread_times
 from analysis.statistics.contrasts import estimate_contrast
 
@@ -19,15 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CourseEffect:
+class CourseEffect(Study):
     """The ratio of gradient flow at one time of training, over all pairs of one architecture.
 
     Units:
         Ratios: arm over baseline.
     """
 
-    dataset: str
-    recipe: str
     architecture: str
     arm: str
     baseline: str
@@ -50,8 +49,8 @@ def follow_flow(
     the times shown, which are spread evenly over the logarithm of the steps.
     """
     study = results.trials[(results.trials["stage"] == "study") & (results.trials["flow"] == "own")]
-    study = study[study["status"] == "done"]
-    key = ["dataset", "recipe", "architecture", "depth", "seed"]
+    study = study[study["status"] == "done"].assign(norm_groups=count_groups)
+    key = [*STUDY, "architecture", "depth", "seed"]
     wide = results.readings.merge(study[["trial_id", "placement", *key]], on="trial_id")
     wide = wide[wide["placement"].isin([arm, baseline])]
     table = wide.pivot_table(
@@ -60,7 +59,7 @@ def follow_flow(
     if not {arm, baseline} <= set(table.columns):
         return
     pairs = (table[arm] - table[baseline]).dropna().rename("difference").reset_index()
-    for (dataset, recipe, architecture), rows in pairs.groupby(key[:3], sort=False):
+    for (*values, architecture), rows in pairs.groupby(key[:-2], sort=False):
         steps = spread_times(sorted(rows["step"].unique().tolist()))
         shown = rows[rows["step"].isin(steps)]
         for step, at in shown.groupby("step"):
@@ -76,8 +75,7 @@ def follow_flow(
             middle = float(contrast.estimate)
             half = float(contrast.half_width(1 - 0.05 / len(steps)))
             yield CourseEffect(
-                dataset=str(dataset),
-                recipe=str(recipe),
+                **dict(zip(STUDY, values, strict=True)),
                 architecture=str(architecture),
                 arm=arm,
                 baseline=baseline,
@@ -92,7 +90,7 @@ def follow_flow(
 
 def as_frame(courses: list[CourseEffect]) -> pd.DataFrame:
     """The same as a table."""
-    names = CourseEffect.__slots__
+    names = [column.name for column in fields(CourseEffect)]
     return pd.DataFrame(
         [{name: getattr(c, name) for name in names} for c in courses], columns=names
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.judgement.outcomes import FEWEST_PAIRS, WINDOWS, collect_outcomes, name_arm
+from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import (
     cell_moments,
     estimate_contrast,
@@ -61,7 +62,7 @@ GROUPS = {"skip-free CNNs": SKIP_FREE, "residual networks": RESIDUAL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
+class Effect(Study):
     """The estimate of one contrast: arm minus baseline, paired by seed.
 
     Units:
@@ -82,8 +83,6 @@ class Effect:
     """What was compared, to print: "plain-8", "skip-free CNNs"."""
     family: str
     """The claim whose table it belongs to ("C1"), or "exploratory: ..."; Holm runs within it."""
-    dataset: str
-    recipe: str
     architecture: str | None
     """None where several are pooled."""
     depth: int | None
@@ -195,10 +194,10 @@ def find_effects(
             )
         )
     ]
-    families: dict[tuple[str, ...], list[int]] = {}
+    families: dict[tuple[object, ...], list[int]] = {}
     for number, effect in enumerate(effects):
         if effect.kind == "cell":
-            family = (effect.dataset, effect.recipe, effect.family, effect.window)
+            family = (*effect.identity.values(), effect.family, effect.window)
             families.setdefault(family, []).append(number)
     for numbers in families.values():
         adjusted = holm([effects[number].p for number in numbers])
@@ -374,8 +373,7 @@ class _Comparison:
             kind=kind,
             label=label,
             family=family,
-            dataset=outcomes.dataset,
-            recipe=outcomes.recipe,
+            **outcomes.identity,
             architecture=cell.architecture if cell else architecture,
             depth=cell.depth if cell else None,
             variant=cell.variant if cell else "",

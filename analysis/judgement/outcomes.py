@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.judgement.studies import Study, split_studies
 from analysis.load import BLOCK
 from analysis.statistics.looks import ONLY_LOOK, Look
 from analysis.statistics.proportions import RiskDifference
@@ -59,7 +60,7 @@ class Cell:
     depth: int
     variant: str = ""
     """Settings that tell it from other cells of its architecture and depth, to print."""
-    settings: tuple[object, ...] = ()
+    settings: tuple[tuple[str, object], ...] = ()
     """All that its trials share but architecture and depth: equal in cells that differ in these."""
     is_control: bool = False
     """The head reads one more batch norm in every arm: shown beside the claims, not judged."""
@@ -71,7 +72,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcomes:
+class Outcomes(Study):
     """Everything measured on one study, and what was planned.
 
     Shapes:
@@ -84,8 +85,6 @@ class Outcomes:
         accuracy_PCS in percent, flow_PCS in log10; NaN where the trial did not finish training.
     """
 
-    dataset: str
-    recipe: str
     cells: tuple[Cell, ...]
     placements: tuple[str, ...]
     """The arms: placements, and placements with borrowed step sizes under a name of their own."""
@@ -213,7 +212,7 @@ class Outcomes:
 
 
 def collect_outcomes(results: Results, look: Look = ONLY_LOOK) -> tuple[Outcomes, ...]:
-    """The rows as arrays: one `Outcomes` per data set and recipe, tuning trials left out.
+    """The rows as arrays: one `Outcomes` per study, tuning trials left out.
 
     Arms are paired by everything but placement, program, learning rate, weight decay and whose
     flow they have. Where that is not unique, because a grid tries several learning rates as part
@@ -222,15 +221,14 @@ def collect_outcomes(results: Results, look: Look = ONLY_LOOK) -> tuple[Outcomes
     planned = results.planned[results.planned["stage"] == "study"]
     trials = results.trials.set_index("trial_id")
     flows = measure_flows(results.readings).reindex(trials.index)
-    studies = planned.groupby(["dataset", "recipe"], sort=False)
     return tuple(
         replace(
-            _collect_study(str(dataset), str(recipe), rows, trials, flows),
-            chance=results.chance.get(str(dataset), float("nan")),
+            _collect_study(study, rows, trials, flows),
+            chance=results.chance.get(study.dataset, float("nan")),
             graft_errors=_check_grafts(rows, results.gradients),
             look=look,
         )
-        for (dataset, recipe), rows in studies  # pyright: ignore[reportGeneralTypeIssues]
+        for study, rows in split_studies(planned)
     )
 
 
@@ -294,8 +292,7 @@ def _check_grafts(planned: pd.DataFrame, gradients: pd.DataFrame) -> dict[str, f
 
 
 def _collect_study(
-    dataset: str,
-    recipe: str,
+    study: Study,
     planned: pd.DataFrame,
     trials: pd.DataFrame,
     flows: pd.DataFrame,
@@ -350,8 +347,7 @@ def _collect_study(
                 unpacked = np.unpackbits(np.frombuffer(packed, np.uint8), count=images)
                 correct_PCSN[p, c, s] = unpacked
     return Outcomes(
-        dataset=dataset,
-        recipe=recipe,
+        **study.identity,
         cells=tuple(_name_cells(cell_rows, key)),
         placements=placements,
         seeds=seeds,
@@ -397,7 +393,7 @@ def _name_cells(rows: pd.DataFrame, key: Sequence[str]) -> Iterator[Cell]:
             architecture=str(row["architecture"]),
             depth=int(row["depth"]),
             variant=" ".join(told),
-            settings=tuple(row[name] for name in shared),
+            settings=tuple((name, row[name]) for name in shared),
             is_control=bool(row.get("final_norm", False)) and bool(varies["final_norm"][number]),
         )
 

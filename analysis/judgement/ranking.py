@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.judgement.outcomes import FEWEST_PAIRS
+from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import estimate_cells
 
 if TYPE_CHECKING:
@@ -17,15 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
+class Rank(Study):
     """One arm among those of its cell.
 
     Units:
         accuracy in percent; behind, low and high in percentage points. NaN where it does not exist.
     """
 
-    dataset: str
-    recipe: str
     cell: str
     place: int
     """1 is best, by the mean accuracy of the trials that trained."""
@@ -68,8 +67,7 @@ def rank_arms(studies: Sequence[Outcomes]) -> Iterator[Rank]:
                 if place == 1 or np.isfinite(diff_S).sum() < FEWEST_PAIRS:
                     half = float("nan")
                 yield Rank(
-                    dataset=outcomes.dataset,
-                    recipe=outcomes.recipe,
+                    **outcomes.identity,
                     cell=cell.label,
                     place=place,
                     arm=outcomes.placements[p],

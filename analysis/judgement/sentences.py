@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from analysis.judgement.comparisons import Comparison
     from analysis.judgement.effects import Effect
     from analysis.judgement.evidence import Mechanism
+    from analysis.judgement.studies import Study
 
 NEEDS = {
     "C1": "plain or vgg with placements after and before",
@@ -37,6 +38,7 @@ class Story:
     """What is told of one claim, from the comparisons that it rests on."""
 
     claim: str
+    study: Study
     word: str
     answer: str
     comparisons: Sequence[Comparison]
@@ -60,10 +62,10 @@ class Story:
         number = format_estimate(first, equivalence=equal)
         match self.claim:
             case "C5":
+                pair = f"{self.study.activation_name} before {self.study.norm_name}"
                 return (
-                    "Without skips ReLU before batch norm changes accuracy by "
-                    f"{number} more than with them{within}, on twins of equal depth "
-                    f"({format_pairs(first)})."
+                    f"Without skips {pair} changes accuracy by {number} more than with "
+                    f"them{within}, on twins of equal depth ({format_pairs(first)})."
                 )
             case "C4":
                 return f"{self._pool()}: {self._describe_flows(equal=equal)}."
@@ -75,6 +77,14 @@ class Story:
             quoted = format_estimate(other, equivalence=equal and self.claim == "C3")
             text += f"; {other.arm} minus {other.baseline} is {quoted}{_describe_untrained(other)}"
         return f"{self._pool()}: {text}."
+
+    def effect(self) -> str:
+        """The number that the claim is about first, for a table; empty where there is none."""
+        first = self.comparisons[0]
+        if np.isnan(first.pooled.se):
+            return ""
+        kind = "ratio " if first.quantity in WINDOWS else ""
+        return f"{kind}{format_estimate(first)}, {format_pairs(first)}"
 
     def qualify(self, *, is_consistent: bool, fragile: str) -> str:
         """What belongs in one breath with the word: the first of these that is so."""

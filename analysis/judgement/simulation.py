@@ -19,6 +19,7 @@ from analysis.judgement.comparisons import Margins
 from analysis.judgement.effects import AFTER_AS_BEFORE, BEFORE_AS_AFTER, RESIDUAL, SKIP_FREE
 from analysis.judgement.evidence import CLAIMS, Call, Evidence, call, weigh
 from analysis.judgement.outcomes import FEWEST_PAIRS, WINDOWS, Cell, Outcomes
+from analysis.judgement.studies import frame_studies, name_ingredients
 from analysis.statistics.contrasts import cell_moments
 from analysis.statistics.looks import ONLY_LOOK, Look
 from harness.study.records import AnalysisPlan
@@ -101,6 +102,7 @@ def find_design(outcomes: Outcomes, plan: AnalysisPlan) -> Design | None:
         if not (pairs_C >= 2).any():
             return None
         spreads.append(np.where(pairs_C >= 2, sd_C, np.median(sd_C[pairs_C >= 2])))
+    own = frame_studies([outcomes])
     return Design(
         cells=tuple(outcomes.cells[c] for c in np.flatnonzero(is_planned_C)),
         seeds=len(outcomes.seeds),
@@ -108,7 +110,9 @@ def find_design(outcomes: Outcomes, plan: AnalysisPlan) -> Design | None:
         flow_sd_C=spreads[1],
         block_C=outcomes.block_C[is_planned_C],
         plan=plan,
-        name=f"{outcomes.dataset} {outcomes.recipe}",
+        name=", ".join(
+            filter(None, (f"{outcomes.dataset} {outcomes.recipe}", *name_ingredients(own)))
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from analysis.judgement.effects import TWINS, UNITS, Effect, find_effects
 from analysis.judgement.evidence import CLAIMS, call, weigh
 from analysis.judgement.outcomes import WINDOWS, collect_outcomes
 from analysis.judgement.robustness import Robustness, cross_check, find_disagreement
+from analysis.judgement.studies import Study
 from analysis.statistics.looks import ONLY_LOOK, Look
 from analysis.statistics.multiplicity import holm_level
 from analysis.statistics.power import seeds_needed_to_decide, seeds_needed_to_settle
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from harness.study.records import AnalysisPlan
 
 TITLES = {
-    "C1": "In CNNs without skip connections, ReLU before batch norm is best",
+    "C1": "In CNNs without skip connections, {activation} before {norm} is best",
     "C2": "... as a result of higher gradient flow",
     "C3": "In residual networks the order does not affect accuracy",
     "C4": "In residual networks the order does not affect gradient flow",
@@ -47,15 +48,15 @@ MOST_TIMES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """One claim, judged on one data set and recipe."""
+class Verdict(Study):
+    """One claim, judged on one study."""
 
     claim: str
     """"C1" to "C5"."""
     title: str
     """The claim in one plain sentence."""
-    dataset: str
-    recipe: str
+    is_claimed: bool
+    """Does the paper claim it? Of another norm or activation it is the same question."""
     answer: str
     """Of the claim as stated: "holds", "fails", "open", or "no gain to explain" (C2)."""
     word: str
@@ -67,6 +68,8 @@ class Verdict:
     """The claim as stated is borne out (True), refuted (False), open (None)."""
     sentence: str
     """The verdict with its numbers, one sentence, ready to print."""
+    effect: str
+    """The pooled effect that the claim is about first, its interval and its pairs; empty without."""
     reason: str
     """Which rule led to the word."""
     settle: str
@@ -103,7 +106,7 @@ class Verdict:
 def judge(
     results: Results, *, look: Look = ONLY_LOOK, rng: np.random.Generator | None = None
 ) -> tuple[Verdict, ...]:
-    """Judge C1 to C5 for every data set and recipe, in that order.
+    """Judge C1 to C5 on every study, in that order.
 
     `rng` serves the Monte-Carlo parts of the robustness panel; no verdict depends on it.
     """
@@ -134,7 +137,7 @@ def judge_outcomes(
         effects = [e for quantity in UNITS for e in find_effects(quantity, studies, plan, rng=rng)]
     judged = []
     for number, (outcomes, evidence) in enumerate(zip(studies, weighed, strict=True)):
-        own = [e for e in effects if (e.dataset, e.recipe) == (outcomes.dataset, outcomes.recipe)]
+        own = [e for e in effects if e.identity == outcomes.identity]
         for position, claim in enumerate(CLAIMS):
             judge_one = _Judge(
                 claim=claim,
@@ -193,10 +196,12 @@ class _Judge:
         answer = {True: "holds", False: "fails", None: "open"}[holds]
         p, p_holm = self._find_p()
         common = {
+            **self.outcomes.identity,
             "claim": self.claim,
-            "title": TITLES[self.claim],
-            "dataset": self.outcomes.dataset,
-            "recipe": self.outcomes.recipe,
+            "title": TITLES[self.claim].format(
+                norm=self.outcomes.norm_name, activation=self.outcomes.activation_name
+            ),
+            "is_claimed": self.outcomes.is_papers,
             "word": word,
             "holds": holds,
             "p": p,
@@ -210,6 +215,7 @@ class _Judge:
                 answer="open",
                 qualifier="",
                 sentence="The grid has no trials that could show it.",
+                effect="",
                 reason="",
                 settle=f"add {sentences.NEEDS[self.claim]} to the grid",
                 smallest_margin=float("nan"),
@@ -230,6 +236,7 @@ class _Judge:
         hours = _estimate_hours(self.outcomes, self.comparisons, more_seeds)
         story = sentences.Story(
             claim=self.claim,
+            study=self.outcomes,
             word=word,
             answer=answer,
             comparisons=self.comparisons,
@@ -247,6 +254,7 @@ class _Judge:
                 is_consistent=bool(self.family.is_consistent_M[self.place]), fragile=fragile
             ),
             sentence=story.sentence(),
+            effect=story.effect(),
             reason=story.reason(p=p, p_holm=p_holm, family_size=self.family.word_M.size)
             + story.describe_margin(smallest_margin)
             + sentences.describe_test_set(chosen[0] if chosen else None),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from analysis.judgement.studies import frame_studies, name_ingredients
 from analysis.page import theme
 from analysis.page.parts import Section, Table
 from analysis.page.theme import NONE, interval, number, p_value, signed
@@ -62,6 +63,7 @@ def show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Sect
 
 def show_ranks(ranks: Sequence[Rank]) -> Section:
     """Every arm of every cell, the best first."""
+    studies = _name_studies(ranks)
     return Section(
         "ranks",
         "Which placement does best?",
@@ -78,7 +80,7 @@ def show_ranks(ranks: Sequence[Rank]) -> Section:
                     ),
                     tuple(
                         (
-                            " ".join((rank.cell, *_name_study(rank, ranks))),
+                            " ".join(filter(None, (rank.cell, study))),
                             rank.arm,
                             str(rank.place),
                             number(rank.accuracy),
@@ -86,7 +88,7 @@ def show_ranks(ranks: Sequence[Rank]) -> Section:
                             NONE if rank.place == 1 else signed(rank.behind),
                             interval(rank.low, rank.high, signed),
                         )
-                        for rank in ranks
+                        for rank, study in zip(ranks, studies, strict=True)
                     ),
                     words=2,
                 ),
@@ -97,10 +99,13 @@ def show_ranks(ranks: Sequence[Rank]) -> Section:
     )
 
 
-def _name_study(rank: Rank, ranks: Sequence[Rank]) -> list[str]:
-    """Data set and recipe, as far as there are several."""
-    several = [len({getattr(one, name) for one in ranks}) > 1 for name in ("dataset", "recipe")]
-    return [word for word, said in zip((rank.dataset, rank.recipe), several, strict=True) if said]
+def _name_studies(ranks: Sequence[Rank]) -> list[str]:
+    """Data set and recipe, as far as there are several, and what is new beside them."""
+    rows = frame_studies(ranks)
+    parts = [rows[name] for name in ("dataset", "recipe") if rows[name].nunique() > 1]
+    return [
+        " ".join(filter(None, words)) for words in zip(*parts, name_ingredients(rows), strict=True)
+    ]
 
 
 def _other_flows(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Table:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
+import pandas as pd
 
 from analysis.judgement.practice import as_frame
 from analysis.page import drawing, theme
@@ -59,6 +60,9 @@ def write_report(
     drawing.write(folder / "effects.csv", numbers.to_csv(index=False))
     practice = tables.without_formulas(as_frame(page.practices))
     drawing.write(folder / "practice.csv", practice.to_csv(index=False))
+    if page.interactions:
+        changes = tables.without_formulas(pd.DataFrame(map(asdict, page.interactions)))
+        drawing.write(folder / "interactions.csv", changes.to_csv(index=False))
     trials = tables.without_formulas(_without_bytes(page.results.trials))
     drawing.write(folder / "trials.csv", trials.to_csv(index=False))
     for figure in drawn:
@@ -137,7 +141,7 @@ def _render_markdown(page: Page, *, written: datetime) -> str:
         return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", theme.visible(text))
 
     lines = [
-        "# Does batch norm belong before or after ReLU?",
+        f"# {page.question}",
         "",
         (
             f"Grid {plain(page.results.plan.grid)}, {written:%d %B %Y, %H:%M} UTC: "

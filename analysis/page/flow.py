@@ -43,6 +43,14 @@ def show_flow(
     of_first_study = {
         panel for panel, study in zip(deepest["panel"], studies, strict=True) if study == studies[0]
     }
+    of_theory = set(
+        deepest.loc[
+            (deepest["architecture"] == "mlp")
+            & (deepest["norm"] == "batch")
+            & (deepest["activation"] == "relu"),
+            "panel",
+        ]
+    )
     flow = tables.tabulate_flow(readings).sort_values(
         "panel", kind="stable", key=lambda names: names.map(panels.index)
     )
@@ -58,6 +66,7 @@ def show_flow(
         title = "log10 of gradient flow"
         reach = charts.span(rows, "mean", "low", "high")
         times = _chosen_times(rows)
+        anchor = baseline if panel in of_theory else ""
         figures.append(
             Figure(
                 name=f"flow-{panel}-{depth}",
@@ -66,7 +75,7 @@ def show_flow(
                     f"Mean over seeds with 95 % intervals. Layer 0 is next to the input.{shown}"
                     + (
                         " Dashed: the growth that theory predicts at initialisation."
-                        if str(panel).startswith("mlp")
+                        if anchor
                         else ""
                     )
                 ),
@@ -78,7 +87,7 @@ def show_flow(
                             here,
                             title=title,
                             reach=reach,
-                            theory=_theory(str(panel), at, baseline),
+                            theory=_theory(at, anchor),
                         ),
                     )
                     for words, at in times
@@ -222,10 +231,10 @@ def _map_table(differences: pd.DataFrame, words: str) -> Table:
     )
 
 
-def _theory(panel: str, flow: pd.DataFrame, anchor: str) -> pd.DataFrame | None:
+def _theory(flow: pd.DataFrame, anchor: str) -> pd.DataFrame | None:
     """Mean-field theory for an MLP at initialisation, through the last hidden layer of `anchor`."""
     hidden = flow[flow["arm"] == anchor].sort_values("layer_index")[:-1]
-    if not panel.startswith("mlp") or flow["epoch"].iloc[0] != 0 or hidden.empty:
+    if flow["epoch"].iloc[0] != 0 or hidden.empty:
         return None
     towards_input = hidden["layer_index"].max() - hidden["layer_index"]
     growth = math.log10(MEAN_FIELD_GROWTH) / 2

@@ -18,6 +18,7 @@ from scipy import special
 
 from analysis.judgement.effects import Effect
 from analysis.judgement.outcomes import name_arm
+from analysis.judgement.studies import STUDY, count_groups, name_ingredients
 from analysis.load import spread_times
 from analysis.page import theme
 from analysis.statistics.multiplicity import benjamini_hochberg
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from analysis.load import Results
 
 _NO_VARIANT = {
-    *("dataset", "architecture", "placement", "program", "depth", "seed"),
-    *("stage", "recipe", "lr", "weight_decay", "flow", "flow_lr", "flow_weight_decay"),
+    *STUDY,
+    *("architecture", "placement", "program", "depth", "seed"),
+    *("stage", "lr", "weight_decay", "flow", "flow_lr", "flow_weight_decay"),
 }
 _RATES = ["lr", "weight_decay"]
 RECIPES = {"common": "common recipe", "tuned": "tuned recipes", "tuning": "tuning stage"}
@@ -50,7 +52,8 @@ def tabulate_effects(effects: Iterable[Effect]) -> pd.DataFrame:
 def tabulate_pairs(effects: Iterable[Effect]) -> pd.DataFrame:
     """One row per pair of trials: its difference, arm minus baseline, in the effect's unit."""
     names = (
-        *("quantity", "label", "dataset", "recipe", "architecture", "variant", "depth"),
+        *STUDY,
+        *("quantity", "label", "architecture", "variant", "depth"),
         *("arm", "baseline", "seed", "difference"),
     )
     rows = [
@@ -70,7 +73,8 @@ def name_variants(trials: pd.DataFrame, *, by_rate: bool = True) -> pd.DataFrame
     is said where an arm was trained at several as part of the study, if `by_rate`.
     """
     names = [field.name for field in fields(Settings) if field.name not in _NO_VARIANT] + _RATES
-    neighbours = trials.groupby(["dataset", "recipe", "stage", "architecture", "depth"], sort=False)
+    within = [*STUDY, "stage", "architecture", "depth"]
+    neighbours = trials.assign(norm_groups=count_groups).groupby(within, sort=False)
     differs = neighbours[names].transform("nunique") > 1
     for rate in _RATES:
         differs[rate] &= by_rate & _have_several_rates(trials)
@@ -93,7 +97,7 @@ def _have_several_rates(trials: pd.DataFrame) -> pd.Series:
     Else rates are what an arm was given, and as little a part of the cell as its placement.
     """
     others = [field.name for field in fields(Settings) if field.name not in {"program", *_RATES}]
-    study = [trials["dataset"], trials["recipe"], trials["stage"]]
+    study = [trials[name] for name in (*STUDY, "stage")]
     repeats = trials.duplicated(others).groupby(study).transform("any")
     return repeats & (trials["stage"] == "study")
 
@@ -109,14 +113,20 @@ def name_panels(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def name_studies(rows: pd.DataFrame) -> list[str]:
-    """Of each row the data set and the recipe, in words, as far as there are several of them."""
+    """Of each row the words that tell its study from the others, and from one on batch norm.
+
+    Data set and recipe are said as far as there are several of them; norm, activation and optimizer
+    where one of them is another than the paper's.
+    """
     datasets, recipes = (
         rows[name] if len(rows[name].unique()) > 1 else [""] * len(rows)
         for name in ("dataset", "recipe")
     )
     return [
-        " ".join(filter(None, (dataset, RECIPES.get(recipe, recipe))))
-        for dataset, recipe in zip(datasets, recipes, strict=True)
+        ", ".join(filter(None, (f"{dataset} {RECIPES.get(recipe, recipe)}".strip(), ingredients)))
+        for dataset, recipe, ingredients in zip(
+            datasets, recipes, name_ingredients(rows), strict=True
+        )
     ]
 
 
@@ -239,7 +249,7 @@ def tabulate_choices(choices: pd.DataFrame) -> pd.DataFrame:
     keeps of each arm the row of the chosen recipe.
     """
     named = name_variants(choices, by_rate=False)
-    keys = ["dataset", "architecture", "variant", "depth", "placement"]
+    keys = [*STUDY, "architecture", "variant", "depth", "placement"]
     rows = []
     for _, recipes in named.groupby(keys, sort=False):
         ordered = recipes.sort_values(["lr", "weight_decay"])

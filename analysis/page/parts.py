@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import altair as alt
 
     from analysis.judgement.practice import Practice
+    from analysis.judgement.interactions import Interaction
     from analysis.judgement.verdicts import Verdict
     from analysis.load import Results
     from analysis.page.theme import Mark
@@ -81,7 +82,9 @@ class Card:
     claim: str
     title: str
     study: str
-    """The data set and recipe it speaks of, where there are several."""
+    """The data set and recipe it speaks of, where there are several, and what is new in it."""
+    is_claimed: bool
+    """Does the paper claim it, or is it the same question of another norm or activation?"""
     word: str
     icon: str
     answer: str
@@ -89,6 +92,8 @@ class Card:
     meaning: str
     """The word with what belongs to it in one breath."""
     sentence: str
+    effect: str
+    """The pooled effect that decides, its interval and its pairs; empty where there is none."""
     reason: str
     notes: tuple[tuple[str, str], ...]
     """What to know beside the sentence: what it is called, and what it says."""
@@ -111,6 +116,8 @@ class Page:
     counts: Mapping[str, int]
     sections: tuple[Section, ...] = field(default=())
     practices: tuple[Practice, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    """Exploratory: what the effect of the order depends on."""
     seen: tuple[SeenLook, ...] = ()
     """The looks at these results so far, this one among them."""
 
@@ -119,6 +126,30 @@ class Page:
         """The cards of each study, in their order."""
         names = dict.fromkeys(card.study for card in self.cards)
         return {name: tuple(card for card in self.cards if card.study == name) for name in names}
+
+    @property
+    def asks_of_others(self) -> bool:
+        """Is there a study of another norm or activation than the paper's?"""
+        return not all(card.is_claimed for card in self.cards)
+
+    @property
+    def subject(self) -> str:
+        """What may stand before or after what, in words that are true of every study."""
+        norms = {verdict.norm_name for verdict in self.verdicts} or {"batch norm"}
+        activations = {verdict.activation_name for verdict in self.verdicts} or {"ReLU"}
+        norm = norms.pop() if len(norms) == 1 else "the norm"
+        activation = activations.pop() if len(activations) == 1 else "the activation"
+        return f"{norm}{{}} before or after {activation}"
+
+    @property
+    def title(self) -> str:
+        """The subject, to stand beside a name."""
+        return self.subject.format("")
+
+    @property
+    def question(self) -> str:
+        """The same as a question."""
+        return f"Does {self.subject.format(' belong')}?"
 
     @property
     def claims(self) -> tuple[tuple[Card, ...], ...]:

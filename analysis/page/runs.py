@@ -19,14 +19,23 @@ if TYPE_CHECKING:
 
 MOST_FAILURES = 40
 """Ways of failing that are listed; who fails in more ways reads the rows."""
+_IDENTITIES = {
+    "qa_sum": "the sum of a channel's gradient",
+    "qa_dot": "a layer's weight times its gradient, summed",
+}
 _GLYPHS = {"done": "", "diverged": "✕", "failed": "!", "missing": ""}
 
 
 def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark]) -> Section:
     choices = tables.tabulate_choices(results.choices)
+    studies = tables.name_studies(choices)
     rows = tuple(
         (
-            f"{row['architecture']}-{row['depth']} {row['variant']}".rstrip(),
+            ", ".join(
+                filter(
+                    None, (f"{row['architecture']}-{row['depth']} {row['variant']}".rstrip(), study)
+                )
+            ),
             row["placement"],
             f"{row['lr']:g}",
             f"{row['weight_decay']:g}",
@@ -37,7 +46,7 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
                 for lr, _, score, diverged in row["tried"]
             ),
         )
-        for row in choices.to_dict("records")
+        for row, study in zip(choices.to_dict("records"), studies, strict=True)
     )
     edges = int(choices["at_edge"].sum())
     warning = (
@@ -78,21 +87,21 @@ def _rate_figures(
     scored = scored[scored["percent"].notna()]
     if scored.empty or scored["lr"].nunique() < 2:
         return ()
-    edges = {
-        (row["architecture"], row["depth"], row["arm"], row["lr"])
-        for row in choices.to_dict("records")
-        if row["at_edge"]
-    }
+    key = ["study", "architecture", "depth"]
+    scored = scored.assign(study=tables.name_studies(scored))
+    at_edge = choices.assign(study=tables.name_studies(choices))[choices["at_edge"].astype(bool)]
+    edges = set(at_edge[[*key, "arm", "lr"]].itertuples(index=False, name=None))
     panels = []
-    for (architecture, depth), rows in scored.groupby(["architecture", "depth"], sort=False):
+    for cell, rows in scored.groupby(key, sort=False):
         means = rows.groupby(["arm", "lr"], sort=False, as_index=False)["percent"].mean()
         means["edge"] = [
-            "▲" if (architecture, depth, arm, lr) in edges else ""
+            "▲" if (*cell, arm, lr) in edges else ""
             for arm, lr in zip(means["arm"], means["lr"], strict=True)
         ]
+        study, architecture, depth = cell
         here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
         chart = charts.rates(rows, means, here, title="validation accuracy (%)")
-        panels.append(Panel(f"{architecture}-{depth}", chart))
+        panels.append(Panel(", ".join(filter(None, (f"{architecture}-{depth}", study))), chart))
     return (
         Figure(
             name="rates",
@@ -147,16 +156,15 @@ def show_integrity(results: Results, trials: pd.DataFrame) -> Section:
     share = (
         trials["probe_time"].sum() / trials["wall_time"].sum() if trials["wall_time"].sum() else 0
     )
-    intro = (
-        ""
-        if not math.isfinite(checks["qa_sum"])
-        else (
-            f"Measuring gradient flow took {100 * share:.1f} % of the training time. Two identities "
-            "hold exactly where batch norm follows a layer; in the readings they are off by at most "
-            f"{checks['qa_sum']:.1g} (sum of the gradient) and {checks['qa_dot']:.1g} (weight times "
-            "its gradient), relative."
+    spent = f"Measuring gradient flow took {100 * share:.1f} % of the training time."
+    intro = spent if share > 0 else ""
+    found = {_IDENTITIES[name]: off for name, off in checks.items() if math.isfinite(off)}
+    if found:
+        largest = " and ".join(f"{off:.1g} ({words})" for words, off in found.items())
+        intro += (
+            " Where batch norm follows a layer, these are zero up to rounding and batch norm's "
+            f"epsilon, relative to the size of their terms; in the readings they are at most {largest}."
         )
-    )
     has_room = cells["cell"].str.len().max() < 20
     figures = [
         Figure(

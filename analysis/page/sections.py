@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from analysis.judgement.studies import frame_studies
 from analysis.page import charts, theme
 from analysis.page import frames as tables
 from analysis.page.checks import show_calibration, show_ranks, show_robustness
@@ -21,6 +20,7 @@ from analysis.page.differences import (
     show_precision,
 )
 from analysis.page.flow import show_course, show_flow, show_mechanism
+from analysis.page.interactions import show_interactions
 from analysis.page.parts import Card, Page, Panel
 from analysis.page.practice import show_practice
 from analysis.page.runs import show_integrity, show_tuning
@@ -28,6 +28,7 @@ from analysis.page.runs import show_integrity, show_tuning
 if TYPE_CHECKING:
     from analysis.judgement.effects import Effect
     from analysis.judgement.practice import Practice
+    from analysis.judgement.interactions import Interaction
     from analysis.judgement.ranking import Rank
     from analysis.judgement.simulation import Rate
     from analysis.judgement.verdicts import Verdict
@@ -46,14 +47,14 @@ def build_page(
     *,
     ranks: Sequence[Rank] = (),
     practices: Sequence[Practice] = (),
+    interactions: Sequence[Interaction] = (),
     seen: Sequence[SeenLook] = (),
 ) -> Page:
     """Lay out what results, effects and verdicts say, and how often they were looked at."""
     trials = tables.tabulate_trials(results)
     marks = theme.marks_of(dict.fromkeys(trials["arm"]))
     studied = trials[trials["stage"] == "study"]
-    judged = [(verdict.dataset, verdict.recipe) for verdict in verdicts]
-    studies = tables.name_studies(pd.DataFrame(judged, columns=pd.Index(["dataset", "recipe"])))
+    studies = tables.name_studies(frame_studies(verdicts))
     cards = tuple(_card(*pair, marks) for pair in zip(verdicts, studies, strict=True))
     comparisons = compare(effects)
     sections = (
@@ -61,6 +62,7 @@ def build_page(
         show_pairs(studied, comparisons, marks),
         show_depths(comparisons, marks),
         show_ranks(ranks),
+        show_interactions(interactions),
         show_course(results, marks),
         show_flow(results, studied, comparisons, marks),
         show_mechanism(comparisons, cards, marks),
@@ -74,6 +76,7 @@ def build_page(
         results=results,
         verdicts=tuple(verdicts),
         practices=tuple(practices),
+        interactions=tuple(interactions),
         seen=tuple(seen),
         cards=cards,
         marks=marks,
@@ -104,11 +107,13 @@ def _card(verdict: Verdict, study: str, marks: Mapping[str, Mark]) -> Card:
         claim=verdict.claim,
         title=verdict.title,
         study=study,
+        is_claimed=verdict.is_claimed,
         word=verdict.word,
         icon=theme.WORDS[verdict.word][0],
         answer=verdict.answer,
         meaning=verdict.grade,
         sentence=verdict.sentence,
+        effect=verdict.effect,
         reason=verdict.reason,
         notes=tuple((name, text) for name, text in notes if text),
         anchor=_ANCHORS.get(verdict.claim, "differences"),

@@ -248,7 +248,8 @@ def _gradients(row: TrialRow, *, dex: float, rng: np.random.Generator) -> dict[s
     layers = row.depth
     step_R = np.repeat(steps, layers)
     layer_R = np.tile(np.arange(layers), len(steps))
-    slope = 0.15 if "norm" not in row.program else -0.04
+    has_norm = "norm" in row.program
+    slope = -0.04 if has_norm else 0.15
     log_R = -1.5 + dex + slope * (layer_R - layers / 2) - 0.3 * np.log10(1 + step_R)
     log_R = log_R + rng.normal(0, 0.03) + rng.normal(0, 0.05, len(log_R))
     flow_R = 10.0**log_R
@@ -265,8 +266,8 @@ def _gradients(row: TrialRow, *, dex: float, rng: np.random.Generator) -> dict[s
         "wgrad_norm": flow_R * 2,
         "weight_norm": np.full(len(flow_R), 4.0),
         "effective_grad": flow_R * 8,
-        "qa_sum": rng.normal(0, 1e-7, len(flow_R)),
-        "qa_dot": rng.normal(0, 1e-7, len(flow_R)),
+        "qa_sum": rng.normal(0, 1e-7, len(flow_R)) + (0.0 if has_norm else np.nan),
+        "qa_dot": rng.normal(0, 1e-7, len(flow_R)) + (0.0 if has_norm else 1.0),
     }
 
 

@@ -1,0 +1,124 @@
+"""What is judged as a study of its own, and what it is called.
+
+A claim about batch norm and ReLU says nothing of another norm, activation or optimizer: each of
+these is judged apart, and the answers are shown side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_WORDS = {
+    "norm": {name: f"{name} norm" for name in ("batch", "layer", "group", "instance")},
+    "activation": {
+        "relu": "ReLU",
+        "leaky_relu": "leaky ReLU",
+        "gelu": "GELU",
+        "silu": "SiLU",
+        "tanh": "tanh",
+    },
+    "optimizer": {"sgd": "SGD", "adamw": "AdamW"},
+    "train_images": {"0": "all"},
+}
+"""How the settings are written for readers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What all trials of a study share; every number that is taken from them carries it."""
+
+    dataset: str
+    recipe: str
+    norm: str = "batch"
+    norm_groups: int = 0
+    """Of group norm; 0 of every other."""
+    activation: str = "relu"
+    optimizer: str = "sgd"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields by name: equal where two numbers come from one study."""
+        return {name: getattr(self, name) for name in STUDY}
+
+    @property
+    def is_papers(self) -> bool:
+        """Is it about batch norm and ReLU, as the paper's claims are?"""
+        return (self.norm, self.activation) == ("batch", "relu")
+
+    @property
+    def norm_name(self) -> str:
+        """The norm in words."""
+        return name_value("norm", self.norm)
+
+    @property
+    def activation_name(self) -> str:
+        """The activation in words."""
+        return name_value("activation", self.activation)
+
+
+STUDY = tuple(field.name for field in fields(Study))
+"""The columns that name a study."""
+
+
+def split_studies(planned: pd.DataFrame) -> list[tuple[Study, pd.DataFrame]]:
+    """The rows of each study, data sets and recipes as planned, in each the paper's own first."""
+    keys = planned[list(STUDY)].assign(norm_groups=count_groups)
+    first = dict.fromkeys(zip(keys["dataset"], keys["recipe"], strict=True))
+    place = {pair: number for number, pair in enumerate(first)}
+    found = [
+        (Study(**dict(zip(STUDY, values, strict=True))), rows)
+        for values, rows in keys.groupby(list(STUDY)).indices.items()
+    ]
+    found.sort(key=lambda it: (place[it[0].dataset, it[0].recipe], not it[0].is_papers, it[1][0]))
+    return [(study, planned.iloc[rows]) for study, rows in found]
+
+
+def count_groups(rows: pd.DataFrame) -> pd.Series:
+    """`norm_groups` where it has a meaning, else 0."""
+    return rows["norm_groups"].where(rows["norm"] == "group", 0)
+
+
+def name_ingredients(rows: pd.DataFrame) -> list[str]:
+    """Of each row norm, activation and optimizer in words: each where it is new anywhere.
+
+    >>> rows = pd.DataFrame([Study(dataset="a", recipe="b", norm=n).identity for n in ("batch", "layer")])
+    >>> name_ingredients(rows), name_ingredients(rows[:1])
+    (['batch norm', 'layer norm'], [''])
+    """
+    groups = count_groups(rows)
+    tells_groups = len(set(groups[groups > 0])) > 1
+    parts = []
+    for name in ("norm", "activation", "optimizer"):
+        if (rows[name] == getattr(_DEFAULT, name)).all():
+            continue
+        words = [name_value(name, value) for value in rows[name]]
+        if name == "norm" and tells_groups:
+            words = [
+                f"{word} of {count} groups" if count else word
+                for word, count in zip(words, groups, strict=True)
+            ]
+        parts.append(words)
+    return [", ".join(words) for words in zip(*parts, strict=True)] if parts else [""] * len(rows)
+
+
+def name_value(setting: str, value: object) -> str:
+    """The value of a setting as readers say it.
+
+    >>> name_value("norm", "layer"), name_value("batch_size", 8)
+    ('layer norm', '8')
+    """
+    return _WORDS.get(setting, {}).get(str(value), str(value))
+
+
+def frame_studies(numbers: Iterable[Study]) -> pd.DataFrame:
+    """The study of each number, as rows."""
+    return pd.DataFrame([number.identity for number in numbers], columns=pd.Index(STUDY))
+
+
+_DEFAULT = Study(dataset="", recipe="")
