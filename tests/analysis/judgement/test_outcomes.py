@@ -264,7 +264,7 @@ def test_the_test_part_is_as_large_as_its_bits_and_accuracy_say(accuracies, bits
 def test_cells_carry_the_settings_that_others_are_compared_by(tmp_path):
     _, (found,) = collect(tmp_path, Study(architectures=["plain", "resnet"], depths=[8, 14]))
     assert len({cell.settings for cell in found.cells}) == 1
-    assert 128 in found.cells[0].settings  # the batch size
+    assert ("batch_size", 128) in found.cells[0].settings
 
 
 def test_the_layers_are_also_reduced_in_other_ways(tmp_path):
