@@ -4,4 +4,5 @@ In go the frames of `analysis.load`; out come `Effect`s and `Verdict`s. Read in 
 
     outcomes -> effects -> evidence -> verdicts
     practice              what is asked beside accuracy; no verdict rests on it
+    studies -> outcomes -> effects -> evidence -> verdicts
 """
