@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import cell_moments, estimate_contrast, mean_weights
 
 if TYPE_CHECKING:
@@ -44,15 +45,13 @@ QUANTITIES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Practice:
+class Practice(Study):
     """One quantity of one arm, and its difference from the baseline, paired by seed.
 
     Units:
         Those of `QUANTITIES`. A number that does not exist is NaN.
     """
 
-    dataset: str
-    recipe: str
     kind: str
     """"cell", or "architecture": the mean over its cells, each with equal weight."""
     label: str
@@ -128,8 +127,7 @@ def _describe(
     half_Q = contrast.half_width(0.95)
     for q, quantity in enumerate(QUANTITIES):
         yield Practice(
-            dataset=outcomes.dataset,
-            recipe=outcomes.recipe,
+            **outcomes.identity,
             kind=kind,
             label=label,
             arm=arm,

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+
+from analysis.load import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,7 +70,11 @@ STUDY = tuple(field.name for field in fields(Study))
 
 
 def split_studies(planned: pd.DataFrame) -> list[tuple[Study, pd.DataFrame]]:
-    """The rows of each study, data sets and recipes as planned, in each the paper's own first."""
+    """The rows of each study, data sets and recipes as planned, in each the paper's own first.
+
+    Networks without norms are trained once, and belong to the study of every norm.
+    """
+    planned = _share_bare(planned)
     keys = planned[list(STUDY)].assign(norm_groups=count_groups)
     first = dict.fromkeys(zip(keys["dataset"], keys["recipe"], strict=True))
     place = {pair: number for number, pair in enumerate(first)}
@@ -77,6 +84,20 @@ def split_studies(planned: pd.DataFrame) -> list[tuple[Study, pd.DataFrame]]:
     ]
     found.sort(key=lambda it: (place[it[0].dataset, it[0].recipe], not it[0].is_papers, it[1][0]))
     return [(study, planned.iloc[rows]) for study, rows in found]
+
+
+def _share_bare(planned: pd.DataFrame) -> pd.DataFrame:
+    """The rows, those of networks without norms once for every norm that is asked beside them."""
+    is_bare = ~planned["program"].str.contains("norm") & ~planned["final_norm"]
+    if not is_bare.any():
+        return planned
+    asked = planned.loc[~is_bare, [*_OF_OTHERS, *_OF_NORMS]].drop_duplicates()
+    bare = planned[is_bare].assign(place=np.flatnonzero(is_bare))
+    shared = bare.drop(columns=_OF_NORMS).merge(asked, on=_OF_OTHERS)
+    alone = bare[~bare["place"].isin(shared["place"])]
+    normed = planned[~is_bare].assign(place=np.flatnonzero(~is_bare))
+    every = pd.concat([normed, shared, alone]).sort_values("place", kind="stable")
+    return every[planned.columns].reset_index(drop=True)
 
 
 def count_groups(rows: pd.DataFrame) -> pd.Series:
@@ -121,4 +142,6 @@ def frame_studies(numbers: Iterable[Study]) -> pd.DataFrame:
     return pd.DataFrame([number.identity for number in numbers], columns=pd.Index(STUDY))
 
 
+_OF_NORMS = ["norm", "norm_groups", "norm_affine"]
+_OF_OTHERS = [n for n in BLOCK if n not in {*_OF_NORMS, "flow", "flow_lr", "flow_weight_decay"}]
 _DEFAULT = Study(dataset="", recipe="")

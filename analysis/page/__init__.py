@@ -2,8 +2,8 @@
 
 In go results, effects and verdicts; out come a page, and files beside it. Read in this order::
 
-    frames -> charts -> parts -> differences, flow, practice, runs, checks -> sections -> html -> files
-    frames -> charts -> parts -> differences, flow, interactions, runs, checks -> sections -> html -> files
+    frames -> charts -> parts -> differences, flow, practice, interactions, runs, checks
+    sections -> html -> files
 
 `frames` holds the numbers that are seen, `charts` draws them, `parts` says what a page is made of.
 One module for each group of sections fills the parts, and `sections` puts them in order. `html`

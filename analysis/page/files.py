@@ -21,8 +21,6 @@ from analysis.page import frames as tables
 from analysis.page.html import name_file, render_page, share_config
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from analysis.judgement.effects import Effect
     from analysis.page.parts import Figure, Page
 

@@ -12,8 +12,8 @@ from analysis.page import theme
 if TYPE_CHECKING:
     import altair as alt
 
-    from analysis.judgement.practice import Practice
     from analysis.judgement.interactions import Interaction
+    from analysis.judgement.practice import Practice
     from analysis.judgement.verdicts import Verdict
     from analysis.load import Results
     from analysis.page.theme import Mark

@@ -27,8 +27,8 @@ from analysis.page.runs import show_integrity, show_tuning
 
 if TYPE_CHECKING:
     from analysis.judgement.effects import Effect
-    from analysis.judgement.practice import Practice
     from analysis.judgement.interactions import Interaction
+    from analysis.judgement.practice import Practice
     from analysis.judgement.ranking import Rank
     from analysis.judgement.simulation import Rate
     from analysis.judgement.verdicts import Verdict

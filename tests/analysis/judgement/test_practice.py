@@ -163,4 +163,4 @@ def test_the_table_has_every_number(results_of):
     practices = list(measure_practice(results := results_of(), collect_outcomes(results)))
     frame = as_frame(practices)
     assert len(frame) == 2 * 2 * len(QUANTITIES)  # a cell and its architecture, two arms
-    assert list(frame.columns[:4]) == ["dataset", "recipe", "kind", "label"]
+    assert list(frame.columns[:2]) == ["dataset", "recipe"]

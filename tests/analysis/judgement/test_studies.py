@@ -26,7 +26,7 @@ def write(folder, *several, **study):
             rng=np.random.default_rng(number),
         )
     ]
-    write_plan(folder, trials, AnalysisPlan(grid="g"))
+    write_plan(folder, tuple(dict.fromkeys(trials)), AnalysisPlan(grid="g"))
     return load_results(str(folder))
 
 
@@ -64,9 +64,26 @@ def test_norm_activation_and_optimizer_make_a_study_and_a_batch_size_makes_a_cel
     assert not any(cell.variant for one in studies[1:] for cell in one.cells)
 
 
-def test_every_trial_belongs_to_one_study(results):
-    parts = [part for _, part in split_studies(results.planned)]
-    pd.testing.assert_frame_equal(pd.concat(parts).sort_index(), results.planned)
+def test_every_trial_belongs_to_one_study_and_those_without_norms_to_that_of_every_norm(results):
+    parts = [(study, part) for study, part in split_studies(results.planned)]
+    assert all((part["norm"] == study.norm).all() for study, part in parts)
+    found = pd.concat([part for _, part in parts])
+    assert set(found["trial_id"]) == set(results.planned["trial_id"])
+    bare = found["placement"] == "none"
+    assert not found[~bare].duplicated("trial_id").any()
+    norms = found[bare].groupby(["activation", "optimizer", "batch_size"])["norm"].agg(set)
+    assert norms.to_dict() == {
+        ("relu", "sgd", 128): {"batch", "layer"},
+        ("relu", "sgd", 32): {"batch"},
+        ("relu", "adamw", 128): {"batch"},
+        ("gelu", "sgd", 128): {"group"},
+    }
+
+
+def test_networks_without_norms_stand_beside_those_of_each_norm(results):
+    for one in collect_outcomes(results):
+        p = one.placements.index("none")
+        assert one.ran_PCS[p].all()
 
 
 def test_the_claims_of_all_studies_are_one_family(results):
@@ -129,5 +146,6 @@ def test_a_study_is_named_by_what_is_new_anywhere(several, names):
 
 def test_groups_mean_nothing_where_no_norm_has_groups():
     planned = rows({"norm_groups": 4}, {"norm_groups": 8})
+    planned = planned.assign(program="conv norm act", final_norm=False)
     assert name_ingredients(planned) == ["", ""]
     assert [study.norm_groups for study, _ in split_studies(planned)] == [0]
