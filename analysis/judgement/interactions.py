@@ -156,7 +156,7 @@ def _match(
     for place in places:
         by_value = found.setdefault(place.rest(factor), {})
         by_value.setdefault(place.value(factor), []).append(place)
-    ends = ((of.get(reference, ()), of.get(value, ())) for of in found.values())
+    ends = ((of.get(reference, []), of.get(value, [])) for of in found.values())
     return [(first[0], second[0]) for first, second in ends if len(first) == len(second) == 1]
 
 

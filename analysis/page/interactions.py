@@ -57,7 +57,7 @@ def _tabulate(interactions: Sequence[Interaction], *, is_ratio: bool) -> Table:
     return Table(
         (
             *("setting", "networks", "values", "effect at the first", "at the second"),
-            *("their ratio" if is_ratio else "their difference", "95 % interval"),
+            *("second / first" if is_ratio else "second minus first", "95 % interval"),
             *("p", "p (Holm)", "cells", "pairs"),
         ),
         tuple(
