@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m harness.datasets",
         description="Fetch data sets and make them ready for all workers of this machine.",
         epilog="imagefolder:FOLDER:PIXELS prints the full name of the pictures in FOLDER, which "
-        "holds train/CLASS/PICTURE and test/CLASS/PICTURE; names that begin with a dot do not count.",
+        "holds train/CLASS/PICTURE and test/CLASS/PICTURE; names that begin with a dot do not count. "
+        "arrays:NAME does so for NAME.npz, which holds x (uint8; N, H, W, C), y and is_test.",
     )
     parser.add_argument(
         "names",
@@ -31,14 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in DATASETS:
             say(f"{_describe(name, facts_of(name))}, from {facts_of(name).source}")
         return 0
-    from harness.training import pictures, sources  # noqa: PLC0415 - torch: not for --help
+    from harness.training import arrays, pictures, sources  # noqa: PLC0415 - torch: not for --help
     from harness.training.images import load_images  # noqa: PLC0415 - the same
 
+    complete = {"imagefolder": pictures.name_folder, "arrays": arrays.name_arrays}
     for asked in options.names:
-        unpinned = asked.startswith("imagefolder:") and "@" not in asked
+        kind = asked.partition(":")[0] if "@" not in asked else ""
         try:
             root = options.root or default_root()
-            name = pictures.name_folder(asked, root) if unpinned else asked
+            name = complete.get(kind, lambda name, _: name)(asked, root)
             load_images(name, root, fetch=True)
         except DataError as error:
             say(f"harness.datasets: {error}", is_error=True)

@@ -2,7 +2,8 @@
 
 Everything printed is read back from the graph of the network that would be trained, not from its
 program. For torchvision's models that settles, from torchvision's own source, where they have their
-batch norms: `python -m harness.placements torchvision` counts them all.
+batch norms: `python -m harness.placements torchvision` counts them all. For a user's own network it
+says which placements it has: `python -m harness.placements nets/mine.py:build`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.study.architectures import (
@@ -23,9 +25,12 @@ from harness.study.architectures import (
     PREFIX,
     explain_absence,
     explain_stranger,
+    find_architecture,
     find_depth_mistake,
+    is_rewritten,
 )
-from harness.study.errors import HarnessError
+from harness.study.errors import GridError, HarnessError
+from harness.study.own import is_own, read_network, tidy_name
 from harness.study.terminal import Parser, say
 from harness.study.trials import PROGRAMS, Trial
 from harness.study.wording import did_you_mean
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what the command line asks for; return its exit code."""
     options = _parse(arguments)
     try:
-        for line in _answer(options.architecture, options.placement, options.depth):
+        for line in _answer(options):
             say(line)
     except HarnessError as error:
         say(f"harness.placements: {error}", is_error=True)
@@ -70,28 +75,44 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "architecture",
         metavar="ARCHITECTURE",
         nargs="?",
-        help="such as resnet or torchvision/resnet50; `torchvision` counts all its models; "
-        "without it, all architectures are listed",
+        help="such as resnet, torchvision/resnet50 or your nets/mine.py:build; `torchvision` counts "
+        "all its models; without it, all architectures are listed",
     )
     add("placement", metavar="PLACEMENT", nargs="?", help="such as after (default: each of them)")
     add("--depth", type=int, metavar="D", help="as the architecture counts it")
+    add(
+        "--shape",
+        type=_shape,
+        default=(3, 32, 32),
+        metavar="CxHxW",
+        help="of an image, for your own network (default: 3x32x32)",
+    )
+    add("--classes", type=int, default=10, metavar="K", help="the same (default: 10)")
     return parser.parse_args(arguments)
 
 
-def _answer(architecture: str | None, placement: str | None, depth: int | None) -> Iterator[str]:
+def _shape(text: str) -> tuple[int, int, int]:
+    if match := re.fullmatch("x".join(["([1-9][0-9]{0,4})"] * 3), text):
+        channels, height, width = map(int, match.groups())
+        return channels, height, width
+    raise argparse.ArgumentTypeError(f"{text!r}: write channels x height x width, as in 3x32x32")
+
+
+def _answer(options: argparse.Namespace) -> Iterator[str]:
+    architecture, placement = options.architecture, options.placement
     match architecture:
         case None:
             yield from _list_architectures()
         case "torchvision":
             yield from _tabulate_torchvision()
-        case _ if architecture in ARCHITECTURES:
-            yield from _show(architecture, placement, depth)
+        case _ if architecture in ARCHITECTURES or is_own(architecture):
+            yield from _show(architecture, placement, options)
         case _ if architecture in _WITHOUT_NORM:
             yield from _show_stranger(architecture, placement)
         case _:
             raise HarnessError(
-                f"{architecture!r} is not an architecture: {', '.join(PROGRAMS)} or "
-                f"{PREFIX}MODEL{did_you_mean(architecture, list(ARCHITECTURES))}"
+                f"{architecture!r} is not an architecture: {', '.join(PROGRAMS)}, "
+                f"{PREFIX}MODEL or FILE.py:FUNCTION{did_you_mean(architecture, list(ARCHITECTURES))}"
             )
 
 
@@ -122,30 +143,58 @@ def _row(name: str, cells: Sequence[object]) -> str:
     )
 
 
-def _show(architecture: str, placement: str | None, depth: int | None) -> Iterator[str]:
-    programs = ARCHITECTURES[architecture].programs
+def _show(architecture: str, placement: str | None, options: argparse.Namespace) -> Iterator[str]:
+    declared = find_architecture(architecture)
+    programs = declared.programs
+    depth = declared.shown_depth if options.depth is None else options.depth
+    _refuse(architecture, placement, depth)
+    lacks: list[str] = []
+    for trial in _list_trials(architecture, depth, programs if placement is None else (placement,)):
+        try:
+            graph = _graph_of(trial, options)
+        except GridError as error:
+            if placement is not None or trial.placement == "before":  # the network as it is
+                raise
+            lacks.append(str(error))
+            continue
+        yield f"{architecture}, depth {depth}, {trial.placement}: {trial.program}"
+        yield ""
+        yield from _describe(graph)
+        yield ""
+    for text in lacks:
+        yield from textwrap.wrap(text, WIDTH)
+    for name in ("after-relu", "after-add") if placement is None else ():
+        if name not in programs and (absence := explain_absence(architecture, name)):
+            yield from textwrap.wrap(f"{name} is not defined: {absence}", WIDTH)
+
+
+def _refuse(architecture: str, placement: str | None, depth: int) -> None:
+    programs = find_architecture(architecture).programs
     if placement is not None and placement not in programs:
         absence = explain_absence(architecture, placement)
         raise HarnessError(
             f"{placement!r} is not a placement of {architecture}: {', '.join(programs)}"
             + (f"; {absence}" if absence else did_you_mean(placement, list(programs)))
         )
-    if depth is None:
-        depth = ARCHITECTURES[architecture].shown_depth
     if depth > MAX_DEPTH:
         raise HarnessError(f"a depth of {depth:,} is beyond {MAX_DEPTH:,}, where a grid ends too")
-    allowed = find_depth_mistake(architecture, depth)
-    if allowed:
+    if allowed := find_depth_mistake(architecture, depth):
         raise HarnessError(f"{depth} is not a depth of {architecture}, which has {allowed}")
-    for name in programs if placement is None else (placement,):
-        yield f"{architecture}, depth {depth}, {name}: {programs[name]}"
-        yield ""
-        graph = _graph_of(architecture, name, programs[name], depth)
-        yield from _describe(graph)
-        yield ""
-    for name in ("after-relu", "after-add") if placement is None else ():
-        if name not in programs and (absence := explain_absence(architecture, name)):
-            yield from textwrap.wrap(f"{name} is not defined: {absence}", WIDTH)
+
+
+def _list_trials(architecture: str, depth: int, placements: Iterable[str]) -> Iterator[Trial]:
+    """A trial for each of the placements; reads the file of a user's own network."""
+    programs = find_architecture(architecture).programs
+    digest = read_network(architecture, Path.cwd()) if is_own(architecture) else ""
+    for placement in placements:
+        yield Trial(
+            architecture=tidy_name(architecture) if digest else architecture,
+            architecture_digest=digest,
+            placement=placement,
+            program=programs[placement],
+            depth=depth,
+            seed=0,
+        )
 
 
 def _show_stranger(architecture: str, placement: str | None) -> Iterator[str]:
@@ -161,19 +210,16 @@ def _show_stranger(architecture: str, placement: str | None) -> Iterator[str]:
     yield from textwrap.wrap(f"No placement is defined: {reason}.", WIDTH)
 
 
-def _graph_of(architecture: str, placement: str, program: str, depth: int) -> fx.Graph:
+def _graph_of(trial: Trial, options: argparse.Namespace) -> fx.Graph:
     import torch  # noqa: PLC0415 - as above
 
-    from harness.training.graphs import load_model, rewrite, trace  # noqa: PLC0415 - as above
+    from harness.training.graphs import rewrite_model, trace  # noqa: PLC0415 - as above
     from harness.training.networks import build_network  # noqa: PLC0415 - as above
 
-    if architecture.startswith(PREFIX):
-        return rewrite(load_model(architecture.removeprefix(PREFIX)), program).graph
-    trial = Trial(
-        architecture=architecture, placement=placement, program=program, depth=depth, seed=0
-    )
+    if is_rewritten(trial.architecture):
+        return rewrite_model(trial, options.shape, options.classes).graph
     with torch.device("meta"):
-        return trace(build_network(trial, (3, 32, 32), 10)).graph
+        return trace(build_network(trial, options.shape, options.classes)).graph
 
 
 def _describe(graph: fx.Graph) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.cluster.forecast import Forecast, guess_bytes
 from harness.cluster.machine import count_cpus
 from harness.cluster.shards import find_hopeless
+from harness.study.errors import GridError
 from harness.study.facts import look_up_facts
 from harness.study.records import ChoiceRow, TrialRow
 from harness.study.selection import select
@@ -72,7 +73,11 @@ class Outlook:
 
     @classmethod
     def of(cls, grid: Grid, snapshot: Snapshot, options: Options) -> Outlook:
-        """Compare the grid with what its folder holds."""
+        """Compare the grid with what its folder holds.
+
+        Raises:
+            GridError: a user's own network that is to be trained cannot be built.
+        """
         rows = tuple(snapshot.rows.values())
         trials, choices = grid.trials, ()
         if grid.tuning:
@@ -90,6 +95,8 @@ class Outlook:
                 forecast.note(trial, row.wall_time)
         missing = missing[: options.limit]
         forecast.prepare(missing)
+        if mistakes := forecast.find_mistakes(missing):
+            raise GridError(mistakes)
         return cls(snapshot, tally, choices, asked, hopeless, missing, forecast)
 
 

@@ -82,7 +82,7 @@ def find_stored(store: Store, prefix: str) -> Tables:
 
 
 def train_again(trial: Trial, device: torch.device) -> TrialRows:
-    """The rows of the trial, trained in this process.
+    """The rows of the trial, trained in this process, which has the file of a user's own network.
 
     Raises:
         DataError: its data set is missing on this machine.
@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m harness.replay",
         description="Train a stored trial again, here, without Ray, and compare it row for row.",
         allow_abbrev=False,
-        epilog="Exit codes: 0 equal, 1 different, 2 bad input, 3 the folder cannot be used.",
+        epilog="Runs the file of a user's own network that the folder keeps. Exit codes: 0 equal, 1 "
+        "different, 2 bad input, 3 the folder cannot be used.",
     )
     parser.add_argument("results", metavar="RESULTS", help="folder, or s3://bucket/prefix")
     parser.add_argument("trial", metavar="TRIAL", help="its id, or the first digits of it")
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
     import torch  # noqa: PLC0415  not for --help
 
-    from harness.results import to_rows, to_tables  # noqa: PLC0415  pyarrow: the same
+    from harness.results import provide_network, to_rows, to_tables  # noqa: PLC0415  pyarrow
 
     stored = find_stored(store, prefix)
     [row] = to_rows(stored["trials"], TrialRow)
@@ -152,6 +153,7 @@ def _replay(store: Store, prefix: str, device_kind: str | None) -> int:
             f"{row.trial_id} was trained on a GPU and there is none here; --device cpu compares all "
             "the same, but another kind of device gives other sums"
         )
+    provide_network(store, trial)
     say(f"{trial.label} ({trial.id}), trained in {format_duration(row.wall_time)} on {row.host}")
     begun = time.monotonic()
     rows = train_again(trial, torch.device(kind))

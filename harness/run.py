@@ -322,7 +322,7 @@ def _train_rounds(
                 "shares no trial with this one; its rows stay, but reports will cover this grid",
                 is_error=True,
             )
-    from harness.results import Lease, sweep, take_snapshot  # noqa: PLC0415  pyarrow
+    from harness.results import Lease, keep_networks, sweep, take_snapshot  # noqa: PLC0415  pyarrow
     from harness.results.store import name_some  # noqa: PLC0415  the same
 
     run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -330,6 +330,7 @@ def _train_rounds(
         if not options.quiet and (strangers := store.list_strangers()):
             say(f"{store.location}: left alone: {name_some(strangers)}", is_error=True)
         while True:
+            keep_networks(store, grid.networks)
             store.write_plan(grid.plan, outlook.tally.trials, grid.source)
             store.write_choices(outlook.choices)
             if not outlook.missing:

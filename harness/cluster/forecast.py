@@ -21,6 +21,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from harness.study.facts import look_up_facts
+from harness.study.own import is_own, recall
 from harness.study.trials import EARLY_STEPS, Trial
 
 if TYPE_CHECKING:
@@ -105,6 +106,20 @@ class Forecast:
         cells = dict.fromkeys(map(_cell, trials))
         if not cells.keys() <= self._of_cell.keys():
             _begin_to_count([*cells, *self._of_cell])
+
+    def find_mistakes(self, trials: Iterable[Trial]) -> list[str]:
+        """What keeps users' own networks among `trials` from being trained; waits for the count.
+
+        Where the data set does not lie here, nobody knows yet what its images are.
+        """
+        own = [
+            trial
+            for trial in dict.fromkeys(map(_network, trials))
+            if is_own(trial.architecture) and not _look_up(trial.dataset).is_assumed
+        ]
+        _begin_to_count(own)
+        counted = [_counts[trial].result()[trial] for trial in own]
+        return list(dict.fromkeys(found for found in counted if isinstance(found, str)))
 
     def note(self, trial: Trial, seconds: float) -> None:
         """Learn from a finished trial."""
@@ -224,7 +239,8 @@ _NETWORK = [
 ]
 
 _counter = ThreadPoolExecutor(1)
-_counts: dict[Trial, Future[dict[Trial, Work]]] = {}
+_counts: dict[Trial, Future[dict[Trial, Work | str]]] = {}
+"""The work of a network, or why there can be none."""
 
 
 def _network(trial: Trial) -> Trial:
@@ -241,33 +257,51 @@ def _begin_to_count(trials: Iterable[Trial]) -> None:
 
 
 def _await_work(trial: Trial) -> Work:
+    from harness.cluster.work import Work  # noqa: PLC0415 - not for a mistake in the grid
+
     _begin_to_count([trial])
     network = _network(trial)
-    return _counts[network].result()[network]
+    counted = _counts[network].result()[network]
+    return Work() if isinstance(counted, str) else counted  # who trains it is told why
 
 
-def _count_here(networks: Sequence[Trial]) -> dict[Trial, Work]:
-    from harness.cluster.work import count_work  # noqa: PLC0415 - torch: not for a driver
+def _count_here(networks: Sequence[Trial]) -> dict[Trial, Work | str]:
+    from harness.cluster.work import count_or_explain  # noqa: PLC0415 - torch: not for a driver
 
-    return {network: count_work(network) for network in networks}
+    return {network: count_or_explain(network) for network in networks}
 
 
-def _count_elsewhere(networks: Sequence[Trial]) -> dict[Trial, Work]:
+def _count_elsewhere(networks: Sequence[Trial]) -> dict[Trial, Work | str]:
     """The same without torch in this process; where that fails, networks count as small."""
     from harness.cluster.work import Work  # noqa: PLC0415 - nor for a mistake in the grid
 
+    digests = dict.fromkeys(network.architecture_digest for network in networks)
+    request = {
+        "networks": [source for digest in digests if (source := recall(digest)) is not None],
+        "trials": [asdict(network) for network in networks],
+    }
     try:
         counted = subprocess.run(
             [sys.executable, "-m", "harness.cluster.work"],
-            input=json.dumps([asdict(network) for network in networks]),
+            input=json.dumps(request),
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
             check=True,
             start_new_session=True,  # Ctrl-C is for the run
         )
-        works = [Work(*work) for work in json.loads(counted.stdout)]
+        works = [
+            found if isinstance(found, str) else Work(*found)
+            for found in json.loads(counted.stdout)
+        ]
         return dict(zip(networks, works, strict=True))
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        _log.warning("no forecast: %s %s", error, getattr(error, "stderr", ""))
-        return dict.fromkeys(networks, Work())
+        said = getattr(error, "stderr", "") or ""
+        _log.warning("no forecast: %s %s", error, said)
+        reason = (said.strip().splitlines() or [str(error)])[-1]
+        return {
+            network: f"{network.architecture} cannot be built: {reason}"
+            if is_own(network.architecture)
+            else Work()
+            for network in networks
+        }

@@ -1,7 +1,8 @@
 """What one image asks of a network, counted by torch on the meta device, which computes nothing.
 
 `python -m harness.cluster.work` counts in a process of its own, so that a driver need not load
-torch: the settings of trials come in on stdin, their work goes out on stdout, both as JSON.
+torch: the settings of trials and the files of users' own networks come in on stdin, their work, or
+why they have none, goes out on stdout, both as JSON.
 """
 
 # ruff: noqa: T201  what is printed is what the driver reads
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import NamedTuple
 
 from harness.study.errors import HarnessError
-from harness.study.facts import facts_of
+from harness.study.facts import look_up_facts
+from harness.study.own import remember
 from harness.study.trials import Trial
 
 IMAGES = 8
@@ -38,7 +41,11 @@ class Work(NamedTuple):
 
 
 def count_work(trial: Trial) -> Work:
-    """The work of the network of `trial` on its data set; none where there can be no such network."""
+    """The work of the network of `trial` on its data set.
+
+    Raises:
+        HarnessError: there can be no such network.
+    """
     import torch  # noqa: PLC0415 - the driver reads `Work` without it
     from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC0415
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
@@ -60,12 +67,9 @@ def count_work(trial: Trial) -> Work:
                     self.narrow_flop += 2 * out.numel() * weight[0].numel() / min(WIDE, len(weight))
             return result
 
-    facts = facts_of(trial.dataset)
-    try:
-        with torch.device("meta"):
-            network = build_network(trial, facts.shape, facts.classes)
-    except HarnessError:  # who trains it is told why
-        return Work()
+    facts = look_up_facts(trial.dataset)
+    with torch.device("meta"):
+        network = build_network(trial, facts.shape, facts.classes)
     layout = getattr(torch, trial.memory_format.replace("contiguous", "contiguous_format"))
     x_NCHW = torch.empty(IMAGES, *facts.shape, device="meta").to(memory_format=layout)
     flop, traffic = FlopCounterMode(display=False), Traffic()
@@ -80,10 +84,23 @@ def count_work(trial: Trial) -> Work:
     )
 
 
+def count_or_explain(trial: Trial) -> Work | str:
+    """The work of the network of `trial`, or why there can be no such network."""
+    try:
+        return count_work(trial)
+    except HarnessError as error:
+        return str(error)
+
+
 def main() -> None:
     """Read trials, write their work, in one order."""
-    trials = [Trial(**settings) for settings in json.load(sys.stdin)]
-    print(json.dumps([count_work(trial) for trial in trials]))
+    request = json.load(sys.stdin)
+    for source in request["networks"]:
+        remember(source)
+    trials = [Trial(**settings) for settings in request["trials"]]
+    with redirect_stdout(sys.stderr):  # a user's file may print
+        counted = [count_or_explain(trial) for trial in trials]
+    print(json.dumps(counted))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ray import tune
 
 from harness.cluster.request import Finish
 from harness.cluster.shards import Due, Partial, Shard, Standing, Start, classify, write_failures
+from harness.results.networks import provide_network
 from harness.study.errors import ClusterError, HarnessError
 from harness.study.records import FailureKind, TrialRows
 from harness.training.provenance import PACKAGE, digest_code
@@ -150,6 +151,7 @@ class Worker(tune.Trainable):
                 load_once(
                     due.pack[0].dataset
                 )  # a download is no part of the trial, nor of its time
+                provide_network(self._store, due.pack[0])
             with self._limited(due):
                 packed = self._train(start)
         except HarnessError:

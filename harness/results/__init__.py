@@ -6,11 +6,12 @@ Takes the rows of each finished trial and returns those of all trials. Read in t
 
 `snapshot` reads a folder once and refuses damaged files, `tally` counts the trials of a plan by
 outcome, `repair` sets damaged files aside, `merging` joins folders, and `lease` admits one run at a
-time to a folder. README.md beside this file lists every table and column.
+time to a folder, `networks` keeps users' own networks. README.md beside this file lists every table and column.
 """
 
 from harness.results.lease import Lease, hold, list_claims
 from harness.results.merging import merge, select_trials
+from harness.results.networks import keep_networks, provide_network
 from harness.results.places import explain
 from harness.results.plans import Plan
 from harness.results.repair import find_damage, repair, set_aside, sweep
@@ -30,8 +31,10 @@ __all__ = [
     "find_damage",
     "find_differing_columns",
     "hold",
+    "keep_networks",
     "list_claims",
     "merge",
+    "provide_network",
     "repair",
     "select_trials",
     "set_aside",

@@ -54,6 +54,7 @@ def merge(sources: Sequence[Store], target: Store, *, part_bytes: int = PART_BYT
     for source in sources:
         _copy_files(source, target, "plans")
         _copy_files(source, target, "failures")
+        _copy_files(source, target, "networks")
     if plans:
         trials = dict.fromkeys(trial for plan in plans for trial in plan.trials)
         grids = dict.fromkeys(plan.source for plan in plans)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from harness.results.networks import read_network
 from harness.results.places import File
 from harness.results.plans import Plan
 from harness.results.store import NAMES, ROOT_FILES, Store, name_stem, path_of
@@ -125,6 +126,8 @@ def take_snapshot(
     plan = read_each(store.read_plan_at, {"plan.parquet"} & root)
     names = [file.name for file in entries["plans"] if _is_ours("plans", file)]
     plans = read_each(store.read_plan_at, [f"plans/{name}" for name in names])
+    names = [file.name for file in entries["networks"] if _is_ours("networks", file)]
+    read_each(partial(read_network, store), [f"networks/{name}" for name in names])
     written = [
         file.modified
         for folder in ("trials", "failures", "active")

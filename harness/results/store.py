@@ -10,6 +10,7 @@ A results folder, local or `s3://bucket/prefix`::
     plan.parquet                the trials of the whole grid; its metadata: analysis_plan, grid, ...
     plans/<digest>.parquet      every plan the folder has had, the latest the same as plan.parquet
     grid.yaml                   the grid as it was written
+    networks/<digest>.py        the file of a user's own network (harness.results.networks)
     looks/<digest>.json         each state of the rows that was judged (harness.results.looks)
     active/<run>.json           touched by each active run (harness.results.lease)
     partial/<pack>.pt           checkpoint of a long training, until it is finished; not a result
@@ -79,6 +80,7 @@ NAMES = {
     "failures": re.compile(r"[0-9a-f]{16}-.+\.parquet"),
     "plans": re.compile(r"[0-9a-f]{16}\.parquet"),
     "looks": re.compile(r"[0-9a-f]{16}\.json"),
+    "networks": re.compile(r"[0-9a-f]{16}\.py"),
 }
 """Folder -> the names that count in it."""
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from harness.study.own import is_own
+
 MAX_DEPTH = 2_000
 
 PREFIX = "torchvision/"
@@ -151,6 +153,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     **_models("densenet", "densenet121 densenet161 densenet169 densenet201", _PAIRED, ""),
 }
 
+_OWN = Architecture(
+    programs=_JOINED,
+    depths=range(1, MAX_DEPTH + 1),
+    depth_counts="whatever its function makes of it",
+    shown_depth=1,
+)
+"""Any network in a user's file. Which of the placements it has is known once it is built."""
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture called `name`, a user's own among them.
+
+    >>> find_architecture("nets/mine.py:build").programs["none"]
+    'act, + act'
+    """
+    return _OWN if is_own(name) else ARCHITECTURES[name]
+
+
+def is_rewritten(architecture: str) -> bool:
+    """Is its graph rewritten by a program, where ours are built from blocks?"""
+    return architecture.startswith(PREFIX) or is_own(architecture)
+
 
 def find_program_mistake(architecture: str, program: str) -> str | None:
     """Say why `program` is not a block of `architecture`; None if it is one.
@@ -227,7 +251,7 @@ def find_depth_mistake(architecture: str, depth: int, *, bottleneck: bool = True
     >>> find_depth_mistake("vgg", 17)
     '11, 13, 16 or 19'
     """
-    declared = ARCHITECTURES[architecture]
+    declared = find_architecture(architecture)
     depths = (not bottleneck and declared.depths_without_bottleneck) or declared.depths
     if depth in depths:
         return None
@@ -262,12 +286,12 @@ def find_norm_mistake(architecture: str, norm: str, shape: tuple[int, int, int])
 
 
 def find_setting_mistake(architecture: str, setting: str, value: object) -> str | None:
-    """Say why a torchvision model does not allow `setting` to be `value`; None for other networks.
+    """Say why a network that is rewritten does not allow `setting` to be `value`; None for ours.
 
     >>> find_setting_mistake("torchvision/resnet18", "pack_size", 5)
     'torchvision/resnet18 trains one seed at a time: pack_size must be 1'
     """
-    if not architecture.startswith(PREFIX):
+    if not is_rewritten(architecture):
         return None
     match setting:
         case "pack_size" if value != 1:
@@ -275,7 +299,7 @@ def find_setting_mistake(architecture: str, setting: str, value: object) -> str 
         case "width_factor" if value != 1:
             return f"{architecture} comes in one width: width_factor must be 1"
         case "final_norm" if value:
-            return f"{architecture} has no rule for one more batch norm: final_norm must be false"
+            return f"{architecture} has no rule for one more norm: final_norm must be false"
         case _:
             return None
 
@@ -288,6 +312,30 @@ def explain_absence(architecture: str, placement: str) -> str:
     """
     if architecture.startswith(PREFIX) and placement in _JOINED:
         return "it has no batch norm that ends a residual branch ahead of an addition and a ReLU"
+    return ""
+
+
+def explain_lack(program: str, *, pairs: int, joins: int, loose: int) -> str:
+    """Say why a user's network with so many places of each kind has none for `program`; else "".
+
+    >>> explain_lack("act, + act", pairs=0, joins=0, loose=2)
+    'has no norm that only an activation reads, nor one that ends a residual branch ahead of an addition and an activation: no placement can move its norms'
+    """
+    placement = next(name for name, known in _JOINED.items() if known == program)
+    if not pairs and not joins:
+        if not loose:
+            return "has no norm that a placement could move: write it with nn.BatchNorm2d"
+        return (
+            "has no norm that only an activation reads, nor one that ends a residual branch ahead "
+            "of an addition and an activation: no placement can move its norms"
+        )
+    if not joins and placement not in _PAIRED:
+        return (
+            f"has no placement {placement!r}: no norm in it ends a residual branch ahead of an "
+            "addition and an activation"
+        )
+    if not pairs and placement == "after-inner":
+        return f"has no placement {placement!r}: no norm in it is read by an activation alone"
     return ""
 
 

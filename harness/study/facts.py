@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.study.arrays import ARRAYS, read_arrays
 from harness.study.errors import DataError
 
 
@@ -119,6 +120,8 @@ def facts_of(dataset: str) -> Facts:
         return _facts((channels, height, width), images - test, test, classes, "a formula")
     folder = IMAGE_FOLDER.fullmatch(dataset)
     pixels, source = (int(folder[2]), "a folder of pictures") if folder else (32, "unknown")
+    if ARRAYS.fullmatch(dataset):
+        source = "a file of arrays"
     return _facts((3, pixels, pixels), 50_000, 10_000, 10, source, is_assumed=True)
 
 
@@ -130,10 +133,13 @@ def count_synthetic_test(images: int) -> int:
 def look_up_facts(dataset: str, root: Path | None = None) -> Facts:
     """The same, and what the name leaves open as the data has it, where it lies on this machine."""
     facts = facts_of(dataset)
-    folder = IMAGE_FOLDER.fullmatch(dataset)
-    if not facts.is_assumed or not folder:
+    folder, arrays = IMAGE_FOLDER.fullmatch(dataset), ARRAYS.fullmatch(dataset)
+    if not facts.is_assumed or not (folder or arrays):
         return facts
     root = root or default_root()
+    if arrays:
+        return _look_into(root / f"{arrays[1]}.npz", facts)
+    assert folder
     try:
         contents = json.loads((prepared_folder(dataset, root) / CONTENTS).read_text("utf-8"))
         sizes = {f"{part}_images": count for part, count in contents["images"].items()}
@@ -173,6 +179,17 @@ def find_count_mistake(
     return None
 
 
+def _look_into(file: Path, guessed: Facts) -> Facts:
+    """The facts of a file of arrays; those guessed where it is not here, or not right."""
+    try:
+        arrays = read_arrays(file, ("y", "is_test"))
+    except DataError:  # who reads it says why
+        return guessed
+    labels, tests = arrays.labels(), arrays.contents["is_test"].count(1)
+    classes = max(labels, default=0) + 1
+    return _facts(arrays.shape, len(labels) - tests, tests, classes, guessed.source)
+
+
 def default_root() -> Path:
     """The folder of all data sets, where the caller does not say.
 
@@ -210,28 +227,52 @@ def find_dataset_mistake(dataset: str) -> str | None:
     >>> find_dataset_mistake("imagefolder:flowers:64")
     'the digest of its files is missing: `python -m harness.datasets imagefolder:flowers:64` prints it'
     """
-    if dataset.startswith("synthetic:"):
-        return _find_synthetic_mistake(dataset)
-    if dataset.startswith("imagefolder:"):
-        if IMAGE_FOLDER.fullmatch(dataset):
+    match dataset.partition(":"):
+        case "synthetic", ":", _:
+            return _find_synthetic_mistake(dataset)
+        case "imagefolder", ":", _:
+            return _find_folder_mistake(dataset)
+        case "arrays", ":", _:
+            return _find_arrays_mistake(dataset)
+        case _ if dataset in DATASETS:
             return None
-        if IMAGE_FOLDER.fullmatch(f"{dataset}@{'0' * 16}"):
-            return (
-                "the digest of its files is missing: "
-                f"`python -m harness.datasets {dataset}` prints it"
-            )
-        where = ""
-        if "/" in dataset or "\\" in dataset:
-            where = (
-                f"; FOLDER is a name, no path, and is looked for in {default_root()} "
-                "(BN_ORDER_DATA sets another place)"
-            )
-        return (
-            f"'imagefolder:' goes on with FOLDER:PIXELS@DIGEST: flowers:64@0123456789abcdef{where}"
-        )
-    if dataset in DATASETS:
+        case _:
+            described = "synthetic:..., imagefolder:..., arrays:..."
+            return f"{dataset!r} is not a data set: {', '.join(DATASETS)}, {described}"
+
+
+def _find_folder_mistake(dataset: str) -> str | None:
+    if IMAGE_FOLDER.fullmatch(dataset):
         return None
-    return f"{dataset!r} is not a data set: {', '.join(DATASETS)}, synthetic:..., imagefolder:..."
+    if IMAGE_FOLDER.fullmatch(f"{dataset}@{'0' * 16}"):
+        return (
+            f"the digest of its files is missing: `python -m harness.datasets {dataset}` prints it"
+        )
+    where = ""
+    if "/" in dataset or "\\" in dataset:
+        where = (
+            f"; FOLDER is a name, no path, and is looked for in {default_root()} "
+            "(BN_ORDER_DATA sets another place)"
+        )
+    return f"'imagefolder:' goes on with FOLDER:PIXELS@DIGEST: flowers:64@0123456789abcdef{where}"
+
+
+def _find_arrays_mistake(dataset: str) -> str | None:
+    """The same of a file of arrays.
+
+    >>> _find_arrays_mistake("arrays:mine")
+    'the digest of its arrays is missing: `python -m harness.datasets arrays:mine` prints it'
+    """
+    if ARRAYS.fullmatch(dataset):
+        return None
+    if ARRAYS.fullmatch(f"{dataset}@{'0' * 16}"):
+        return (
+            f"the digest of its arrays is missing: `python -m harness.datasets {dataset}` prints it"
+        )
+    return (
+        "'arrays:' goes on with NAME@DIGEST: mine@0123456789abcdef, for the file mine.npz in "
+        f"{default_root()} (BN_ORDER_DATA sets another place)"
+    )
 
 
 def _find_synthetic_mistake(dataset: str) -> str | None:

@@ -28,6 +28,7 @@ from harness.study.architectures import (
     PREFIX,
     explain_absence,
     explain_stranger,
+    find_architecture,
     find_depth_mistake,
     find_norm_mistake,
     find_program_mistake,
@@ -35,6 +36,7 @@ from harness.study.architectures import (
 )
 from harness.study.document import MAX_SEEDS
 from harness.study.facts import facts_of, find_dataset_mistake
+from harness.study.own import is_own, tidy_name
 from harness.study.records import Settings
 from harness.study.trials import EVERY_PROGRAM, PROGRAMS, WORDS
 from harness.study.wording import did_you_mean, show
@@ -109,8 +111,14 @@ def _check_boolean(value: object) -> object:
 
 
 def _check_architecture(architecture: object) -> object:
+    if isinstance(architecture, str) and is_own(architecture):
+        return tidy_name(architecture)  # the file itself is read once the whole grid is right
+    if isinstance(architecture, str) and ".py" in architecture:
+        raise ValueError(
+            f"{show(architecture)} names no function in a file: write it as nets/mine.py:build"
+        )
     if not isinstance(architecture, str) or architecture not in EVERY_PROGRAM:
-        words = (*PROGRAMS, f"{PREFIX}MODEL")
+        words = (*PROGRAMS, f"{PREFIX}MODEL", "FILE.py:FUNCTION")
         reason = is_not(architecture, "an architecture", words, tuple(ARCHITECTURES))
         if isinstance(architecture, str) and architecture.startswith(PREFIX):
             hint = did_you_mean(architecture, tuple(ARCHITECTURES))
@@ -138,7 +146,9 @@ def _check_depth(depth: int, info: ValidationInfo) -> int:
 
 def _check_placement(placement: object, info: ValidationInfo) -> object:
     for architecture in info.data.get("architecture") or ():
-        words = (info.context or {})[architecture]
+        words = (info.context or {}).get(architecture) or [
+            *find_architecture(architecture).programs
+        ]
         if placement not in words:
             text = is_not(placement, f"a placement of {architecture}", words)
             if absence := explain_absence(architecture, str(placement)):
@@ -158,7 +168,7 @@ def _check_control(control: object) -> object:
 def _check_flow(flow: object, info: ValidationInfo) -> object:
     # Built-in placements only: the donor's program is looked up among them.
     for architecture in info.data.get("architecture") or ():
-        words = ("own", *EVERY_PROGRAM[architecture])
+        words = ("own", *find_architecture(architecture).programs)
         if flow not in words:
             raise ValueError(is_not(flow, f"a flow of {architecture}", words))
     if not isinstance(flow, str):
@@ -258,7 +268,7 @@ _Dataset = Annotated[
     Rule(
         _check_dataset,
         allowed=f"{', '.join(WORDS['dataset'])}, synthetic:CHANNELSxHEIGHTxWIDTHxCLASSESxIMAGES, "
-        "imagefolder:FOLDER:PIXELS@DIGEST",
+        "imagefolder:FOLDER:PIXELS@DIGEST, arrays:NAME@DIGEST",
     ),
 ]
 _ByArchitecture = Annotated[_Value, AfterValidator(_check_with_architecture)]
@@ -270,7 +280,7 @@ _Warmup = Annotated[float, _real("from 0 to 10,000", lambda number: 0 <= number 
 _Batch = Annotated[int, _whole(2, 65_536)]
 _Architecture = Annotated[
     str,
-    Rule(_check_architecture, allowed=f"{', '.join(PROGRAMS)}, {PREFIX}MODEL"),
+    Rule(_check_architecture, allowed=f"{', '.join(PROGRAMS)}, {PREFIX}MODEL, FILE.py:FUNCTION"),
 ]
 _Placement = Annotated[
     str, Rule(_check_placement, allowed="a placement of the architecture, or one under programs")

@@ -16,9 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.study.architectures import find_architecture
 from harness.study.document import Document, Loc, as_mapping, find_number_trap, find_trap
 from harness.study.facts import facts_of, find_count_mistake
+from harness.study.errors import GridError
 from harness.study.forms import FORMS, ONLY_WITH, SETTINGS, Defaults, GridForm, NotANumber, is_not
+from harness.study.own import is_own, read_network, recall
 from harness.study.records import AnalysisPlan, Settings
 from harness.study.trials import EVERY_PROGRAM, Trial, expand, expand_product
 from harness.study.tuning import Tuning
@@ -45,6 +48,8 @@ class Grid:
     """The recipes to try ahead of the study; None where it runs at the common recipe alone."""
     programs: Mapping[str, Mapping[str, str]]
     """architecture -> placement -> program, the grid's own placements among them."""
+    networks: tuple[str, ...]
+    """The text of each file that builds a user's own network."""
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
     """What its author may not expect and should read once."""
@@ -75,6 +80,9 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
         architecture: {**placements, **getattr(form.programs, architecture, {})}
         for architecture, placements in EVERY_PROGRAM.items()
     }
+    digests = _read_networks(document, products, Path(path).parent)
+    programs |= {name: find_architecture(name).programs for name in digests}
+    document.raise_mistakes()
     for at, text in _find_mistakes_of_the_whole(
         document, products, form.seeds, tuning, programs, form.analysis.control
     ):
@@ -83,16 +91,31 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
     return Grid(
         name=form.name,
         source=document.source,
-        trials=tuple(expand(products, form.seeds, programs=programs)),
+        trials=tuple(expand(products, form.seeds, programs=programs, digests=digests)),
         plan=AnalysisPlan(grid=form.name, **form.margins.said(), **form.analysis.said()),
         tuning=tuning,
         programs=programs,
+        networks=tuple(filter(None, map(recall, dict.fromkeys(digests.values())))),
         overrides=tuple(overrides),
         notes=tuple(
             f"{document.place(at).label}: {text}"
             for at, text in _find_surprises(products, form.seeds, form.analysis.looks, tuning)
         ),
     )
+
+
+def _read_networks(
+    document: Document, products: Sequence[Mapping[str, Sequence[Any]]], folder: Path
+) -> dict[str, str]:
+    """Each network of a user's -> the digest of its file; refuses those that cannot be used."""
+    digests: dict[str, str] = {}
+    for index, product in enumerate(products):
+        for architecture in filter(is_own, product["architecture"]):
+            try:
+                digests[architecture] = read_network(architecture, folder)
+            except GridError as error:
+                document.refuse(("grid", index, "architecture"), str(error))
+    return digests
 
 
 def _placements(document: Document) -> dict[str, tuple[str, ...]]:

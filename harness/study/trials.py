@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from harness.study.architectures import ARCHITECTURES, PREFIX
+from harness.study.architectures import ARCHITECTURES, PREFIX, find_architecture
 from harness.study.facts import DATASETS
 from harness.study.records import Settings, settings_of
 
@@ -94,7 +94,7 @@ class Trial(Settings):
     @property
     def donor(self) -> Trial:
         """The trial whose update sizes this one borrows: its own block, in the placement `flow`."""
-        program = EVERY_PROGRAM[self.architecture][self.flow]
+        program = find_architecture(self.architecture).programs[self.flow]
         donor = replace(self, placement=self.flow, program=program, flow="own")
         if self.flow_lr:
             donor = replace(donor, lr=self.flow_lr, weight_decay=self.flow_weight_decay)
@@ -112,8 +112,9 @@ def expand(
     seeds: Sequence[int],
     *,
     programs: Mapping[str, Mapping[str, str]] = EVERY_PROGRAM,
+    digests: Mapping[str, str] = {},
 ) -> Iterator[Trial]:
-    """Every combination of every product, for every seed.
+    """Every combination of every product, for every seed; `digests` are of users' own networks.
 
     The seed is the outermost loop: a study cut short leaves whole pairs rather than whole arms. A
     warm-up is never longer than the training. A network without norms is the same under every
@@ -122,7 +123,7 @@ def expand(
     for seed in seeds:
         without: set[Trial] = set()
         for product in products:
-            for trial in expand_product(product, seed, programs=programs):
+            for trial in expand_product(product, seed, programs=programs, digests=digests):
                 if trial.has_norms:
                     yield trial
                 elif (same := replace(trial, **_NO_NORM)) not in without:
@@ -131,7 +132,11 @@ def expand(
 
 
 def expand_product(
-    product: Mapping[str, Sequence[Any]], seed: int, *, programs: Mapping[str, Mapping[str, str]]
+    product: Mapping[str, Sequence[Any]],
+    seed: int,
+    *,
+    programs: Mapping[str, Mapping[str, str]],
+    digests: Mapping[str, str] = {},
 ) -> Iterator[Trial]:
     """Every combination of one product, as it is said."""
     for values in itertools.product(*product.values()):
@@ -139,8 +144,13 @@ def expand_product(
         epochs = float(settings.get("epochs", Settings.epochs))
         warmup = settings.get("warmup_epochs", Settings.warmup_epochs)
         settings["warmup_epochs"] = min(warmup, epochs)
-        program = programs[settings["architecture"]][settings["placement"]]
-        yield Trial(seed=seed, program=program, **settings)
+        architecture = settings["architecture"]
+        yield Trial(
+            seed=seed,
+            architecture_digest=digests.get(architecture, ""),
+            program=programs[architecture][settings["placement"]],
+            **settings,
+        )
 
 
 _NO_NORM: Mapping[str, Any] = {

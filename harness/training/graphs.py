@@ -1,10 +1,10 @@
-"""Move batch norm in the graphs of torchvision's models.
+"""Move norms in the graphs of torchvision's models and of users' own.
 
 `torch.fx` turns a model into a graph. This module finds two kinds of places in it, and a program
 has one part for each kind, which says what replaces the operations there:
 
-* pair  `norm act`     a batch norm that only a ReLU reads
-* join  `norm + act`   the batch norm that ends a residual branch, the addition, the ReLU behind it
+* pair  `norm act`     a norm that only an activation reads
+* join  `norm + act`   the norm that ends a residual branch, the addition, the activation behind it
 
 For example, `act norm, act norm +` is the resnet's `after`: ReLU and then batch norm follow every
 conv, and no ReLU follows the addition. The skip path is never changed: where it has a projection,
@@ -18,57 +18,43 @@ Shapes (letters of this module):
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from harness.study.architectures import PREFIX, find_setting_mistake
+from harness.study.architectures import PREFIX, explain_lack, find_setting_mistake
 from harness.study.errors import GridError
+from harness.study.own import is_own
 from harness.study.trials import Trial
 from harness.training.blocks import NORMS, Linear, Shortcut
-
-_FUNCTIONS = {
-    "relu": "act",
-    "add": "+",
-    "cat": "cat",
-    "mean": "pool",
-    "avg_pool2d": "pool",
-    "max_pool2d": "pool",
-    "adaptive_avg_pool2d": "pool",
-}
-"""Functions and methods that are operations; the others (flatten, size, getitem ...) move data."""
-
-_MODULES: Mapping[type[nn.Module], str] = {
-    nn.Conv2d: "conv",
-    nn.Linear: "linear",
-    Linear: "linear",
-    **dict.fromkeys(NORMS, "norm"),
-    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh), "act"),
-    nn.MaxPool2d: "pool",
-    nn.AvgPool2d: "pool",
-    nn.AdaptiveAvgPool2d: "pool",
-    nn.Flatten: "",
-    nn.Identity: "",
-    Shortcut: "",
-}
+from harness.training.kinds import (
+    FUNCTIONS,
+    MODULES,
+    Unfit,
+    choose_activation,
+    exchange_norms,
+    make_activation,
+)
+from harness.training.own import explained, load_own, refuse_graph
 
 
 def build_graph(
     trial: Trial, shape: tuple[int, int, int], classes: int
 ) -> tuple[fx.GraphModule, nn.Linear]:
-    """The features and the head of a torchvision model, rewritten by `trial.program`.
+    """The features and the head of a model, rewritten by `trial.program`.
 
-    The last linear layer is the head; the first conv has as many input channels as the images;
-    dropout is removed, because a placement would shift its random stream. Convs and linear layers
-    are not initialised yet; batch norms have scale 1 and shift 0.
+    The last linear layer is the head; dropout is removed, because a placement would shift its
+    random stream. Convs and linear layers are not initialised yet; norms have scale 1 and shift 0.
 
     Raises:
-        GridError: the images are too small for the model, or it does not support a setting.
+        GridError: the images are too small for the model, it does not support a setting, or a
+            user's own cannot be rewritten.
     """
     mistakes = [
         find_setting_mistake(trial.architecture, setting, getattr(trial, setting))
@@ -76,29 +62,45 @@ def build_graph(
     ]
     if any(mistakes):
         raise GridError([mistake for mistake in mistakes if mistake])
-    name = trial.architecture.removeprefix(PREFIX)
-    features = rewrite(load_model(name, classes), trial.program)
-    head = _detach_head(features)
-    convs = [module for module in features.modules() if isinstance(module, nn.Conv2d)]
-    _take_channels(convs[0], shape[0])
-    try:
-        features(torch.empty(2, *shape, device="meta"))
-    except (RuntimeError, ValueError) as error:
-        size = " x ".join(map(str, shape[1:]))
-        reason = str(error).splitlines()[0]
-        raise GridError(
-            [f"{trial.architecture} does not take images of {size}: {reason}"]
-        ) from error
-    for module in (features, head):
-        module.to_empty(device="cpu")
+    features = rewrite_model(trial, shape, classes)
+    with explained(trial):
+        head = _detach_head(features, classes)
+    _refuse_images(features, head, trial, shape)
+    if not is_own(trial.architecture):  # nothing of it had memory yet
+        for module in (features, head):
+            module.to_empty(device="cpu")
     for module in features.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, NORMS):
             if not trial.norm_affine:
                 module.affine = False
                 module.register_parameter("weight", None)
                 module.register_parameter("bias", None)
             module.reset_parameters()
     return features, head
+
+
+def rewrite_model(trial: Trial, shape: tuple[int, int, int], classes: int) -> fx.GraphModule:
+    """The whole model of `trial`, its head too, rewritten by the trial's program.
+
+    Raises:
+        GridError: a user's own network cannot be rewritten.
+    """
+    if is_own(trial.architecture):
+        model = load_own(trial, shape, classes)
+    else:
+        model = load_model(trial.architecture.removeprefix(PREFIX), classes)
+        _take_channels(model, shape[0])
+    with explained(trial):
+        exchange_norms(model, trial)
+        if is_own(trial.architecture):
+            network = _without_dropout(trace(model))
+            refuse_graph(network, _without_dropout(trace(model.eval())))
+            model.train()
+            sites = find_sites(network.graph)
+            has = {"pairs": len(sites.pairs), "joins": len(sites.joins), "loose": len(sites.loose)}
+            if lack := explain_lack(trial.program, **has):
+                raise Unfit(lack)
+        return rewrite(model, trial.program, trial.activation)
 
 
 def load_model(name: str, classes: int = 1000) -> nn.Module:
@@ -109,15 +111,18 @@ def load_model(name: str, classes: int = 1000) -> nn.Module:
         return models.get_model(name, weights=None, num_classes=classes)
 
 
-def rewrite(model: nn.Module, program: str) -> fx.GraphModule:
-    """`model` with its batch norms where `program` puts them; the two share every layer they keep.
+def rewrite(model: nn.Module, program: str, activation: str = "relu") -> fx.GraphModule:
+    """`model` with its norms where `program` puts them; the two share every layer they keep.
 
-    In every program each ReLU is out of place and a separate module: in place it would overwrite
-    what the probe reads, and a hook on a shared ReLU would read two layers as one.
+    In every program each activation is out of place and a separate module: in place it would
+    overwrite what the probe reads, and a hook on a shared one would read two layers as one.
+
+    Raises:
+        Unfit: the model has other activations than the one named, or no place for the program.
     """
-    network = trace(model)
-    _separate_relus(network)
-    _drop_dropout(network)
+    network = _without_dropout(trace(model))
+    network.graph.eliminate_dead_code()
+    _separate_activations(network, activation)
     sites = find_sites(network.graph)
     parts = [part.split() for part in program.split(",")]
     for of_kind, operations in zip((sites.pairs, sites.joins), parts, strict=False):
@@ -136,6 +141,8 @@ def trace(module: nn.Module) -> fx.GraphModule:
     graph = _Tracer().trace(module)
     for node in graph.nodes:
         node.meta = {"block": _find_block(node)}
+        if node.op == "call_module":  # as torch's own layers are called, with the input alone
+            node.args, node.kwargs = (*node.args, *node.kwargs.values()), {}
     return fx.GraphModule(module, graph)
 
 
@@ -146,9 +153,11 @@ def operation(node: fx.Node) -> str:
     """
     if node.op != "call_module":
         name = getattr(node.target, "__name__", str(node.target))
-        return _FUNCTIONS.get(name, "") if node.op.startswith("call_") else ""
+        known = FUNCTIONS.get(name, "") if node.op.startswith("call_") else ""
+        is_join = len(node.all_input_nodes) == 2 and not node.kwargs
+        return "" if known == "+" and not is_join else known
     module = _module(node)
-    for kind, name in _MODULES.items():
+    for kind, name in MODULES.items():
         if isinstance(module, kind):
             return name
     return type(module).__name__.lower()
@@ -179,7 +188,11 @@ class Sites:
 
 
 def find_sites(graph: fx.Graph) -> Sites:
-    """Group the batch norms of `graph`; those in `pairs` and `joins` have one reader each."""
+    """Group the norms of `graph`; those in `pairs` and `joins` have one reader each.
+
+    Raises:
+        Unfit: two branches end at one addition.
+    """
     pairs: list[Site] = []
     joins: list[Site] = []
     projections: list[fx.Node] = []
@@ -200,7 +213,8 @@ def find_sites(graph: fx.Graph) -> Sites:
                     joins.append(Site(norm, act, reader))
             case _:
                 loose.append(norm)
-    assert len({site.add for site in joins}) == len(joins), "one branch ends at each addition"
+    if len({site.add for site in joins}) < len(joins):
+        raise Unfit("has an addition of two branches with as many convs: which is the skip path?")
     return Sites(tuple(pairs), tuple(joins), tuple(projections), tuple(loose))
 
 
@@ -319,32 +333,55 @@ def _count_convs(nodes: Iterable[fx.Node]) -> int:
     return sum(operation(node) == "conv" for node in nodes)
 
 
-def _separate_relus(network: fx.GraphModule) -> None:
-    for node in list(network.graph.nodes):
-        if operation(node) == "act":
-            own = _insert_relu(network, node.args[0], after=node)
-            own.meta = dict(node.meta)
-            node.replace_all_uses_with(own)
-            network.graph.erase_node(node)
+def _separate_activations(network: fx.GraphModule, wanted: str) -> None:
+    """Give each activation a module of its own, of the kind that is wanted or the model has."""
+    nodes = [node for node in network.graph.nodes if operation(node) == "act"]
+    own = [
+        make_activation(node, _module(node) if node.op == "call_module" else None) for node in nodes
+    ]
+    chosen = choose_activation(own, wanted)
+    for node, module in zip(nodes, own, strict=True):
+        source = node.all_input_nodes[0]
+        new = _insert_activation(network, chosen() if chosen else module, source, after=node)
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        network.graph.erase_node(node)
 
 
-def _insert_relu(network: fx.GraphModule, source: Any, *, after: fx.Node) -> fx.Node:  # noqa: ANN401 - fx calls it Argument
-    """Insert a new ReLU that reads `source`, named like the layers beside it."""
+def _insert_activation(
+    network: fx.GraphModule,
+    module: nn.Module,
+    source: Any,  # noqa: ANN401 - fx calls it Argument
+    *,
+    after: fx.Node,
+) -> fx.Node:
+    """Insert `module`, which reads `source`, named like the layers beside it."""
     beside = block_of(after)
     number = 0
     while hasattr(network.get_submodule(beside), f"act{number}"):
         number += 1
     name = f"{beside}.act{number}".lstrip(".")
-    network.add_submodule(name, nn.ReLU(inplace=False))
+    network.add_submodule(name, module)
     with network.graph.inserting_after(after):
         return network.graph.call_module(name, (source,))
 
 
-def _drop_dropout(network: fx.GraphModule) -> None:
+_DROPOUT = {"dropout", "dropout_", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"} | {
+    *("dropout1d", "dropout2d", "dropout3d", "stochastic_depth"),
+}
+
+
+def _without_dropout(network: fx.GraphModule) -> fx.GraphModule:
     for node in list(network.graph.nodes):
-        if node.op == "call_module" and isinstance(_module(node), nn.Dropout):
-            node.replace_all_uses_with(node.args[0])
+        if node.op == "call_module":
+            is_dropout = isinstance(_module(node), nn.modules.dropout._DropoutNd)  # noqa: SLF001 - the base of all
+        else:
+            name = getattr(node.target, "__name__", str(node.target))
+            is_dropout = node.op.startswith("call_") and name in _DROPOUT
+        if is_dropout:
+            node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
+    return network
 
 
 def _rewrite_site(network: fx.GraphModule, site: Site, operations: Sequence[str]) -> None:
@@ -353,7 +390,7 @@ def _rewrite_site(network: fx.GraphModule, site: Site, operations: Sequence[str]
     Those ahead of the addition go where the batch norm was, so that they run right after their
     conv, before any projection on the skip path, and the probe attributes them to that conv.
     """
-    graph = network.graph
+    graph, act = network.graph, _module(site.act)
     out, at = site.norm.args[0], site.norm
     for name in operations:
         match name:
@@ -361,7 +398,7 @@ def _rewrite_site(network: fx.GraphModule, site: Site, operations: Sequence[str]
                 with graph.inserting_after(at):
                     new = graph.call_module(str(site.norm.target), (out,))
             case "act":
-                new = _insert_relu(network, out, after=at)
+                new = _insert_activation(network, copy.deepcopy(act), out, after=at)
             case "+":
                 assert site.add is not None
                 terms = tuple(out if term is site.norm else term for term in site.add.args)
@@ -383,16 +420,28 @@ def _remove_norms(network: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.bias is None:
-            weight = module.weight
-            module.bias = nn.Parameter(weight.new_zeros(module.out_channels))
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is None:
+            module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)))
 
 
-def _detach_head(network: fx.GraphModule) -> nn.Linear:
-    """Remove the last linear layer from the graph; its input becomes the graph's output."""
-    *_, node, output = network.graph.nodes
-    head = _module(node)
-    assert isinstance(head, nn.Linear), "every classifier of torchvision's ends in a linear layer"
+def _detach_head(network: fx.GraphModule, classes: int) -> nn.Linear:
+    """Remove the last linear layer from the graph; its input becomes the graph's output.
+
+    Raises:
+        Unfit: the graph ends otherwise, or for another number of classes.
+    """
+    *_, output = network.graph.nodes
+    node = output.args[0]
+    if not isinstance(node, fx.Node):
+        raise Unfit(f"returns a {type(node).__name__}, and should return the logits alone")
+    head = _module(node) if node.op == "call_module" else node.target
+    if not isinstance(head, nn.Linear) or len(node.users) != 1:
+        last = getattr(head, "__name__", None) or (
+            head if isinstance(head, str) else type(head).__name__
+        )
+        raise Unfit(f"ends in {last!r}, and should end in an nn.Linear that gives the logits")
+    if head.out_features != classes:
+        raise Unfit(f"gives {head.out_features} logits, and the data set has {classes} classes")
     output.args = (node.args[0],)
     network.graph.erase_node(node)
     network.delete_all_unused_submodules()
@@ -400,8 +449,27 @@ def _detach_head(network: fx.GraphModule) -> nn.Linear:
     return head
 
 
-def _take_channels(conv: nn.Conv2d, channels: int) -> None:
+def _take_channels(model: nn.Module, channels: int) -> None:
+    """Give torchvision's first conv as many input channels as the images have."""
+    conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     conv.in_channels = channels
     conv.weight = nn.Parameter(
         conv.weight.new_empty(conv.out_channels, channels, *conv.kernel_size)
     )
+
+
+def _refuse_images(
+    features: fx.GraphModule, head: nn.Linear, trial: Trial, shape: tuple[int, int, int]
+) -> None:
+    """Stop if the features of two such images do not fit the head; computes nothing."""
+    on_meta = copy.deepcopy(features).to("meta") if is_own(trial.architecture) else features
+    cause = None
+    try:
+        out = on_meta(torch.empty(2, *shape, device="meta"))
+        reason = f"{tuple(out.shape[1:])} numbers reach its head, which takes {head.in_features}"
+        if out.shape == (2, head.in_features):
+            return
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        cause, reason = error, str(error).strip().partition("\n")[0]
+    size = " x ".join(map(str, shape if is_own(trial.architecture) else shape[1:]))
+    raise GridError([f"{trial.architecture} does not take images of {size}: {reason}"]) from cause

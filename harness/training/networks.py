@@ -9,8 +9,8 @@ The study varies the block. Each part around it follows one rule:
                     them too.
 * head              global average (of linear blocks none), then a linear layer with bias.
 
-A torchvision model keeps its own stem, blocks and pools, rewritten by `graphs`; its last linear
-layer is the head.
+A torchvision model or a user's own network keeps its stem, blocks and pools, rewritten by `graphs`;
+its last linear layer is the head.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from harness.study.architectures import PREFIX as TORCHVISION
+from harness.study.architectures import is_rewritten
 from harness.study.trials import Trial, derive_seed
 from harness.training.blocks import SQUARED_GAIN, Block, Layer, Linear, Norm, split_program
 from harness.training.graphs import build_graph
@@ -47,13 +47,20 @@ class Network(nn.Module):
         self.replicas = replicas
         self.features = features
         self.head = head
+        # The order in which they run; that in which a user's own network lists them may be another.
+        names = [name for name, _ in self.named_modules()]
+        if isinstance(features, fx.GraphModule):
+            ran = [f"features.{node.target}" for node in features.graph.nodes]
+            names.sort(key=lambda name: ran.index(name) if name in ran else len(ran))
+        self._names = names
 
     def forward(self, x_NDHW: Tensor) -> Tensor:
         return self.head(self.features(x_NDHW)).unflatten(1, (self.replicas, -1))
 
     def layers(self) -> Iterator[tuple[str, nn.Conv2d | Linear | nn.Linear]]:
         """Every layer with a weight, under its dotted name, from the input to the head."""
-        for name, module in self.named_modules():
+        for name in self._names:
+            module = self.get_submodule(name)
             if isinstance(module, nn.Conv2d | Linear | nn.Linear):
                 yield name, module
 
@@ -64,10 +71,11 @@ def build_network(
     """The network of `trial` for images of `shape` (C, H, W), its weights not initialised yet.
 
     Raises:
-        GridError: a torchvision model does not support images this small, or one of the settings.
+        GridError: a torchvision model does not support images this small, or one of the settings;
+            or a user's own network cannot be built or rewritten.
     """
-    if trial.architecture.startswith(TORCHVISION):
-        assert replicas == 1, "torchvision's layers have no groups to spare for replicas"
+    if is_rewritten(trial.architecture):
+        assert replicas == 1, "a rewritten network has no groups to spare for replicas"
         features, head = build_graph(trial, shape, classes)
         return Network(features, head, replicas=1)
     builder = Builder(trial, replicas)

@@ -1,4 +1,4 @@
-"""Read images from their source: published files, a folder of pictures, or a formula.
+"""Read images from their source: published files, a user's own pictures or arrays, or a formula.
 
 A published file is recognised by its content: it may be unpacked or packed, in torchvision's layout
 or where a Debian package puts it. Only `fetch` downloads anything.
@@ -26,9 +26,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from harness.study.arrays import ARRAYS
 from harness.study.errors import DataError
 from harness.study.facts import IMAGE_FOLDER, LIKE_CIFAR10, SYNTHETIC, count_synthetic_test
 from harness.study.trials import derive_seed
+from harness.training.arrays import find_file, read_images
 from harness.training.pictures import read_folder
 
 
@@ -64,6 +66,8 @@ def read(name: str, root: Path) -> Labelled:
     if folder := IMAGE_FOLDER.fullmatch(name):
         train, test = read_folder(root / folder[1], pixels=int(folder[2]), digest=folder[3])
         return Labelled.join(train, test)
+    if arrays := ARRAYS.fullmatch(name):
+        return Labelled(*read_images(find_file(arrays[1], root), digest=arrays[2]))
     publication = _find_publication(name)
     contents, wrong = _collect(publication, root)
     if wrong:

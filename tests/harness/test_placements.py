@@ -115,15 +115,15 @@ def test_our_own_programs_are_read_back_from_the_networks(trial_of, architecture
         (
             ["reznet"],
             (
-                "'reznet' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet or "
-                "torchvision/MODEL; did you mean 'resnet'?"
+                "'reznet' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, "
+                "torchvision/MODEL or FILE.py:FUNCTION; did you mean 'resnet'?"
             ),
         ),
         (
             ["torchvision/resnet55"],
             (
                 "'torchvision/resnet55' is not an architecture: mlp, vgg, plain, resnet, preresnet, "
-                "densenet or torchvision/MODEL; did you mean 'torchvision/resnet50'?"
+                "densenet, torchvision/MODEL or FILE.py:FUNCTION; did you mean 'torchvision/resnet50'?"
             ),
         ),
         (

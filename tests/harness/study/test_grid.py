@@ -415,7 +415,7 @@ WRONG = [
     (
         "an unknown data set",
         default("dataset: cifar"),
-        "my.yaml:3: defaults.dataset: 'cifar' is not a data set: digits, cifar10, cifar100, mnist, fashion-mnist, svhn, synthetic, synthetic:..., imagefolder:...; did you mean 'cifar10'?",
+        "my.yaml:3: defaults.dataset: 'cifar' is not a data set: digits, cifar10, cifar100, mnist, fashion-mnist, svhn, synthetic, synthetic:..., imagefolder:..., arrays:...; did you mean 'cifar10'?",
     ),
     (
         "a folder of images without its digest",
@@ -425,12 +425,12 @@ WRONG = [
     (
         "an unknown architecture",
         product("architecture: resnt", "placement: before", "depth: 8"),
-        "my.yaml:3: grid[0].architecture: 'resnt' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL; did you mean 'resnet'?",
+        "my.yaml:3: grid[0].architecture: 'resnt' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL, FILE.py:FUNCTION; did you mean 'resnet'?",
     ),
     (
         "letters that look alike",
         product("architecture: r\u0435snet", "placement: before", "depth: 8"),
-        "my.yaml:3: grid[0].architecture: 'r\u0435snet' (that is 'r\\u0435snet') is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL; did you mean 'resnet'?",
+        "my.yaml:3: grid[0].architecture: 'r\u0435snet' (that is 'r\\u0435snet') is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL, FILE.py:FUNCTION; did you mean 'resnet'?",
     ),
     (
         "images that fill any memory",
@@ -629,7 +629,7 @@ WRONG = [
     (
         "a torchvision model without its prefix",
         default("architecture: resnet18"),
-        "my.yaml:3: defaults.architecture: 'resnet18' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL; did you mean 'torchvision/resnet18'?",
+        "my.yaml:3: defaults.architecture: 'resnet18' is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL, FILE.py:FUNCTION; did you mean 'torchvision/resnet18'?",
     ),
     (
         "the begin of a setting",
@@ -639,7 +639,7 @@ WRONG = [
     (
         "a list in a list",
         product("architecture: [[mlp]]", "placement: before", "depth: 8"),
-        "my.yaml:3: grid[0].architecture[0]: a list is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL",
+        "my.yaml:3: grid[0].architecture[0]: a list is not an architecture: mlp, vgg, plain, resnet, preresnet, densenet, torchvision/MODEL, FILE.py:FUNCTION",
     ),
     (
         "a no-break space",

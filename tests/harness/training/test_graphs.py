@@ -349,7 +349,7 @@ def test_batch_norm_without_affine_has_no_parameters():
         ({"width_factor": 0.5}, "torchvision/resnet18 comes in one width: width_factor must be 1"),
         (
             {"final_norm": True},
-            "torchvision/resnet18 has no rule for one more batch norm: final_norm must be false",
+            "torchvision/resnet18 has no rule for one more norm: final_norm must be false",
         ),
     ],
 )

@@ -1,0 +1,138 @@
+"""A user's own network: a file of Python, and the function in it that builds the network.
+
+`nets/mine.py:build` names both. The file travels with the run by its digest, which is part of the
+trial: a changed file makes other trials. It is read and parsed here, and run by `training.own`.
+Standard library only, so that a grid is checked without torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.study.errors import GridError
+from harness.study.wording import did_you_mean
+
+MAX_BYTES = 2**20
+"""Of a file; it travels to every worker."""
+
+_NAME = re.compile(r"(?P<file>[^\s,:=][^,:=\x00-\x1f]*\.py):(?P<function>[^\W\d]\w*)")
+"""Without what separates things on a command line: ',' and '='."""
+
+_sources: dict[str, str] = {}
+"""Digest -> text of each file that this process has come by: a digest can be unknown, never wrong."""
+
+
+def is_own(architecture: str) -> bool:
+    """Does this name a function in a user's file?"""
+    return _NAME.fullmatch(architecture) is not None
+
+
+def split_name(architecture: str) -> tuple[str, str]:
+    """The file and the function that `architecture` names.
+
+    >>> split_name("nets/mine.py:build")
+    ('nets/mine.py', 'build')
+    """
+    match = _NAME.fullmatch(architecture)
+    assert match, architecture
+    return match["file"], match["function"]
+
+
+def tidy_name(architecture: str) -> str:
+    r"""Spell the same name in one way: equal names, equal trials.
+
+    >>> tidy_name("./nets//mine.py:build"), tidy_name(r"nets\mine.py:build")
+    ('nets/mine.py:build', 'nets/mine.py:build')
+    """
+    file, function = split_name(architecture)
+    return f"{posixpath.normpath(file.replace(chr(92), '/'))}:{function}"
+
+
+def read_network(architecture: str, folder: Path) -> str:
+    """Read the file that `architecture` names, relative to `folder`; returns its digest.
+
+    `recall` then has its text.
+
+    Raises:
+        GridError: there is no such file, it is not Python, or it has no such function.
+    """
+    file, function = split_name(architecture)
+    path = folder / file
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise GridError([f"{path} is larger than {MAX_BYTES:,} bytes, which no network needs"])
+        source = content.decode()
+        tree = ast.parse(source, file)
+    except OSError as error:
+        raise GridError([f"{path} cannot be read: {error.strerror}"]) from error
+    except SyntaxError as error:
+        raise GridError([f"{file}:{error.lineno or 1}: {error.msg}"]) from error
+    except (ValueError, RecursionError, MemoryError) as error:  # no UTF-8, a null byte, a riddle
+        raise GridError([f"{path} is not Python: {error or type(error).__name__}"]) from error
+    if function not in (names := set(_list_names(tree))):
+        found = sorted(name for name in names if not name.startswith("_"))
+        has = f"it has {', '.join(found)}" if found else "it has nothing"
+        hint = did_you_mean(function, found)
+        raise GridError([f"{file} has no function {function!r} at its top level; {has}{hint}"])
+    for line, module in _list_imports(tree):
+        beside = path.parent / module.partition(".")[0]
+        is_there = beside.is_dir() or beside.with_suffix(".py").is_file()
+        if module.startswith(".") or (is_there and beside.name != "harness"):
+            text = f"{file}:{line}: imports {module}, which lies beside it: only this one file"
+            raise GridError([f"{text} travels to the workers; put all it needs into it"])
+    return remember(source)
+
+
+def digest_source(source: str) -> str:
+    """16 hex digits of the bytes of a file."""
+    return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+
+
+def remember(source: str) -> str:
+    """Keep the text of a file for `recall` in this process; returns its digest."""
+    digest = digest_source(source)
+    _sources[digest] = source
+    return digest
+
+
+def recall(digest: str) -> str | None:
+    """The text of the file with this digest; None where this process has not come by it."""
+    return _sources.get(digest)
+
+
+def _list_names(tree: ast.Module) -> Iterator[str]:
+    """What the top level of a file binds, inside `if` and `try` too."""
+    for node in _walk_top(tree):
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                yield node.name
+            case ast.Name(ctx=ast.Store()):
+                yield node.id
+            case ast.ImportFrom():
+                yield from (alias.asname or alias.name for alias in node.names)
+            case _:
+                pass
+
+
+def _walk_top(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(
+            child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+        ):
+            yield from _walk_top(child)
+
+
+def _list_imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
