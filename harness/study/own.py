@@ -76,9 +76,9 @@ def read_network(architecture: str, folder: Path) -> str:
         raise GridError([f"{file}:{error.lineno or 1}: {error.msg}"]) from error
     except (ValueError, RecursionError, MemoryError) as error:  # no UTF-8, a null byte, a riddle
         raise GridError([f"{path} is not Python: {error or type(error).__name__}"]) from error
-    if function not in (names := set(_list_names(tree))):
-        found = sorted(name for name in names if not name.startswith("_"))
-        has = f"it has {', '.join(found)}" if found else "it has nothing"
+    if function not in set(_list_names(tree)):
+        found = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        has = f"it has {', '.join(found) or 'none'}"
         hint = did_you_mean(function, found)
         raise GridError([f"{file} has no function {function!r} at its top level; {has}{hint}"])
     for line, module in _list_imports(tree):

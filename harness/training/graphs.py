@@ -433,7 +433,7 @@ def _detach_head(network: fx.GraphModule, classes: int) -> nn.Linear:
     *_, output = network.graph.nodes
     node = output.args[0]
     if not isinstance(node, fx.Node):
-        raise Unfit(f"returns a {type(node).__name__}, and should return the logits alone")
+        raise Unfit("returns more than one value, and should return the logits alone")
     head = _module(node) if node.op == "call_module" else node.target
     if not isinstance(head, nn.Linear) or len(node.users) != 1:
         last = getattr(head, "__name__", None) or (

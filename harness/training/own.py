@@ -117,7 +117,7 @@ def _refuse_modules(model: nn.Module) -> None:
                 raise Unfit(f"has in {name!r} its own kind of layer, {kind}; use torch's own ones")
             if module.weight is not None and "weight" not in dict(module.named_parameters()):
                 raise Unfit(f"computes the weight of {name!r} from others, as {kind}")
-        elif is_torchs and not isinstance(module, _CONTAINERS) and any(module.parameters()):
+        elif is_torchs and not isinstance(module, _CONTAINERS) and [*module.parameters()]:
             known = dict.fromkeys(layer.__name__ for layer in MODULES if issubclass(layer, LAYERS))
             raise Unfit(
                 f"has a {kind}, {name!r}; of torch's layers with weights it may have "
