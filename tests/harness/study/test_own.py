@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_used_is_told_with_the_line_of_the_grid(grid, sour
     ],
 )  # fmt: skip
 def test_a_name_that_names_no_network_is_told_what_to_write(grid, name, told):
-    with pytest.raises(GridError, match="my.yaml:4: grid") as error:
+    with pytest.raises(GridError, match=r"my\.yaml:4: grid") as error:
         load_grid(grid(name=name))
     assert told in str(error.value)
 

@@ -37,9 +37,9 @@ def test_the_images_are_those_of_numpy(tmp_path, dtype):
     assert (images.shape, images.classes) == ((2, 5, 7), 3)
     assert torch.equal(images.test.x_NHWC, torch.from_numpy(X[IS_TEST]))
     assert images.test.y_N.tolist() == Y[IS_TEST].tolist()
-    read = {x.numpy().tobytes(): int(y) for x, y in zip(images.train.x_NHWC, images.train.y_N)}
+    read = {x.numpy().tobytes(): int(y) for x, y in zip(images.train.x_NHWC, images.train.y_N, strict=False)}
     read |= {
-        x.numpy().tobytes(): int(y) for x, y in zip(images.validation.x_NHWC, images.validation.y_N)
+        x.numpy().tobytes(): int(y) for x, y in zip(images.validation.x_NHWC, images.validation.y_N, strict=False)
     }
     expected = zip(X[~IS_TEST], Y[~IS_TEST], strict=True)
     assert read == {x.tobytes(): int(y) for x, y in expected}
@@ -81,7 +81,7 @@ def test_other_arrays_than_the_digest_names_are_refused(tmp_path):
     name = name_of(write(tmp_path))
     other = name_of(write(tmp_path, x=X ^ 1))
     with pytest.raises(
-        DataError, match=f"it holds other images. Restore it, or name these: {other}"
+        DataError, match=rf"it holds other images\. Restore it, or name these: {other}"
     ):
         load_images(name, tmp_path)
 
@@ -123,23 +123,23 @@ def test_a_file_that_cannot_be_used_is_told_what_to_do(tmp_path, arrays, told):
 
 def test_a_file_that_is_missing_damaged_or_something_else_is_named(tmp_path):
     file = tmp_path / "mine.npz"
-    with pytest.raises(DataError, match="mine.npz is missing; write it with numpy.savez"):
+    with pytest.raises(DataError, match=r"mine.npz is missing; write it with numpy.savez"):
         name_of(tmp_path)
     np.savez(file, images=X, y=Y)
-    with pytest.raises(DataError, match="has no array 'x': .* it has images, y"):
+    with pytest.raises(DataError, match=r"has no array 'x': .* it has images, y"):
         name_of(tmp_path)
     file.write_bytes(b"\x93NUMPY" + bytes(100))
-    with pytest.raises(DataError, match="is not a file that numpy.savez wrote: File is not a zip"):
+    with pytest.raises(DataError, match=r"is not a file that numpy.savez wrote: File is not a zip"):
         name_of(tmp_path)
     whole = write(tmp_path) / "mine.npz"
     content = bytearray(whole.read_bytes())
     content[500] ^= 255
     file.write_bytes(content)
-    with pytest.raises(DataError, match="is not a file that numpy.savez wrote: Bad CRC-32"):
+    with pytest.raises(DataError, match=r"is not a file that numpy.savez wrote: Bad CRC-32"):
         name_of(tmp_path)
     file.unlink()
     file.mkdir()
-    with pytest.raises(DataError, match="mine.npz cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"mine.npz cannot be read: Is a directory"):
         name_of(tmp_path)
 
 
