@@ -112,7 +112,7 @@ def make_activation(node: fx.Node, module: nn.Module | None) -> nn.Module:
     """A module of its own, out of place, of what an activation's node computes."""
     if module is not None:
         own = copy.deepcopy(module)
-        if hasattr(own, "inplace"):
+        if isinstance(own, nn.ReLU | nn.LeakyReLU | nn.SiLU):
             own.inplace = False
         return own
     name = getattr(node.target, "__name__", str(node.target)).rstrip("_")

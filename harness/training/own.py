@@ -17,6 +17,7 @@ from types import ModuleType
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.parameter import is_lazy
 
 from harness.study.errors import GridError, HarnessError
@@ -153,7 +154,7 @@ def _describe(error: BaseException, architecture: str) -> str:
     ]
     said = str(error).strip().partition("\n")[0]
     what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    if isinstance(error, fx.proxy.TraceError):
+    if isinstance(error, TraceError):
         what = (
             "what is computed depends on the images, or on their number; placements rewrite the "
             "graph of a network, so that it has to do the same with every batch"

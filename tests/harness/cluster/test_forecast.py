@@ -20,7 +20,9 @@ from harness.cluster.forecast import (
     guess_bytes,
     guess_seconds,
 )
-from harness.cluster.work import Work, count_work
+from harness.cluster.work import Work, count_or_explain, count_work
+from harness.study.architectures import find_architecture
+from harness.study.own import remember
 from tests.builders import make_trial
 
 CELLS = [make_trial(depth=depth) for depth in (2, 3, 8)]
@@ -119,12 +121,50 @@ def test_a_few_small_images_are_a_matter_of_seconds():
     assert Forecast().wall_time([trial] * 4, 2) < START_UP + 8
 
 
-def test_a_network_that_cannot_be_built_is_no_work():
+def test_a_network_that_cannot_be_built_is_no_work_and_says_why():
     trial = make_trial(
         architecture="torchvision/vgg11_bn", placement="after", program="act norm", depth=11
     )
-    assert count_work(trial) == Work()  # digits have 8 pixels, and vgg halves them five times
+    why = count_or_explain(trial)  # digits have 8 pixels, and vgg halves them five times
+    assert isinstance(why, str)
+    assert why.startswith("torchvision/vgg11_bn does not take images of 8 x 8: ")
     assert guess_seconds(trial) > 0
+
+
+def own_trial(source, **settings):
+    programs = find_architecture("nets/mine.py:build").programs
+    return make_trial(
+        architecture="nets/mine.py:build",
+        architecture_digest=remember(source),
+        program=programs["after"],
+        **settings,
+    )
+
+
+def test_what_keeps_a_users_network_from_training_is_known_ahead_and_once():
+    wrong = own_trial("def build(shape, classes, depth):\n    return classes / 0\n")
+    mistakes = Forecast().find_mistakes([replace(wrong, seed=seed) for seed in range(3)])
+    told = "`return classes / 0`: ZeroDivisionError: division by zero"
+    assert mistakes == [f"nets/mine.py:2: {told}"]
+    assert Forecast().find_mistakes(CELLS) == []
+    away = replace(wrong, dataset="arrays:mine@0123456789abcdef")  # it may be right for its images
+    assert Forecast().find_mistakes([away]) == []
+
+
+def test_a_users_file_that_kills_its_process_is_a_mistake_and_one_that_prints_is_none():
+    code = """
+from harness.cluster.forecast import Forecast
+from harness.study.own import remember
+from tests.harness.cluster.test_forecast import own_trial
+print(Forecast().find_mistakes([own_trial("import os\\ndef build(*_): os.abort()")]))
+net = "from torch import nn\\ndef build(s, k, d):\\n    print(7)\\n    return nn.Sequential("
+net += "nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, k))"
+print(Forecast().find_mistakes([own_trial(net)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    killed, printed = done.stdout.splitlines()
+    assert "nets/mine.py:build cannot be built: " in killed
+    assert printed == "[]"
 
 
 def test_a_driver_counts_without_torch_what_it_would_count_with_it():

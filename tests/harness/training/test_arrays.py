@@ -37,9 +37,13 @@ def test_the_images_are_those_of_numpy(tmp_path, dtype):
     assert (images.shape, images.classes) == ((2, 5, 7), 3)
     assert torch.equal(images.test.x_NHWC, torch.from_numpy(X[IS_TEST]))
     assert images.test.y_N.tolist() == Y[IS_TEST].tolist()
-    read = {x.numpy().tobytes(): int(y) for x, y in zip(images.train.x_NHWC, images.train.y_N, strict=False)}
+    read = {
+        x.numpy().tobytes(): int(y)
+        for x, y in zip(images.train.x_NHWC, images.train.y_N, strict=False)
+    }
     read |= {
-        x.numpy().tobytes(): int(y) for x, y in zip(images.validation.x_NHWC, images.validation.y_N, strict=False)
+        x.numpy().tobytes(): int(y)
+        for x, y in zip(images.validation.x_NHWC, images.validation.y_N, strict=False)
     }
     expected = zip(X[~IS_TEST], Y[~IS_TEST], strict=True)
     assert read == {x.tobytes(): int(y) for x, y in expected}
