@@ -319,15 +319,15 @@ def explain_lack(program: str, *, pairs: int, joins: int, loose: int) -> str:
     """Say why a user's network with so many places of each kind has none for `program`; else "".
 
     >>> explain_lack("act, + act", pairs=0, joins=0, loose=2)
-    'has no norm that only an activation reads, nor one that ends a residual branch ahead of an addition and an activation: no placement can move its norms'
+    'has no norm that only an activation of ours reads, nor one that ends a residual branch ahead of an addition and such an activation: no placement can move its norms'
     """
     placement = next(name for name, known in _JOINED.items() if known == program)
     if not pairs and not joins:
         if not loose:
             return "has no norm that a placement could move: write it with nn.BatchNorm2d"
         return (
-            "has no norm that only an activation reads, nor one that ends a residual branch ahead "
-            "of an addition and an activation: no placement can move its norms"
+            "has no norm that only an activation of ours reads, nor one that ends a residual branch "
+            "ahead of an addition and such an activation: no placement can move its norms"
         )
     if not joins and placement not in _PAIRED:
         return (

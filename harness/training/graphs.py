@@ -41,7 +41,7 @@ from harness.training.kinds import (
     exchange_norms,
     make_activation,
 )
-from harness.training.own import explained, load_own, refuse_graph
+from harness.training.own import explained, load_own, refuse_cut_gradients, refuse_graph
 
 
 def build_graph(
@@ -93,9 +93,9 @@ def rewrite_model(trial: Trial, shape: tuple[int, int, int], classes: int) -> fx
     with explained(trial):
         exchange_norms(model, trial)
         if is_own(trial.architecture):
+            in_evaluation = _without_dropout(trace(copy.deepcopy(model).eval()))
             network = _without_dropout(trace(model))
-            refuse_graph(network, _without_dropout(trace(model.eval())))
-            model.train()
+            refuse_graph(network, in_evaluation)
             sites = find_sites(network.graph)
             has = {"pairs": len(sites.pairs), "joins": len(sites.joins), "loose": len(sites.loose)}
             if lack := explain_lack(trial.program, **has):
@@ -468,6 +468,9 @@ def _refuse_images(
         out = on_meta(torch.empty(2, *shape, device="meta"))
         reason = f"{tuple(out.shape[1:])} numbers reach its head, which takes {head.in_features}"
         if out.shape == (2, head.in_features):
+            if is_own(trial.architecture):
+                with explained(trial):
+                    refuse_cut_gradients(on_meta, out)
             return
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         cause, reason = error, str(error).strip().partition("\n")[0]

@@ -16,7 +16,7 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.parameter import is_lazy
 
@@ -58,7 +58,7 @@ def load_own(trial: Trial, shape: tuple[int, int, int], classes: int) -> nn.Modu
         if not isinstance(model, nn.Module):
             raise Unfit(f"returns {type(model).__name__}, and should return a torch.nn.Module")
         _refuse_modules(model)
-        return model.to("cpu").requires_grad_(requires_grad=True).train()
+        return model.to("cpu", torch.float32).requires_grad_(requires_grad=True).train()
 
 
 @contextmanager
@@ -101,6 +101,26 @@ def refuse_graph(network: fx.GraphModule, in_evaluation: fx.GraphModule) -> None
             )
     if _spell(network) != _spell(in_evaluation):
         raise Unfit("does other operations in evaluation than in training (`self.training`)")
+
+
+def refuse_cut_gradients(features: fx.GraphModule, out: Tensor) -> None:
+    """Refuse layers that the loss sends no gradient to, such as those ahead of a `detach`.
+
+    Raises:
+        Unfit: names the first of them.
+    """
+    layers = {
+        name: module.weight
+        for name, module in features.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    if layers and out.requires_grad:
+        grads = torch.autograd.grad(out.sum(), [*layers.values()], allow_unused=True)
+    else:
+        grads = [None] * len(layers)
+    for name, grad in zip(layers, grads, strict=True):
+        if grad is None:
+            raise Unfit(f"sends no gradient to its layer {name!r}, which would not be trained")
 
 
 def _spell(network: fx.GraphModule) -> list[str]:

@@ -264,7 +264,7 @@ def test_it_trains_alike_twice_and_its_rows_name_its_layers(trial_of):
         ("def build(*_): return 7", "nets/mine.py:build returns int, and should return a torch.nn.Module"),
         ("def build(shape, classes, depth): return nn.Linear(3)", "nets/mine.py:4: `def build(shape, classes, depth): return nn.Linear(3)`: TypeError: "),
         (PLAIN.replace("NORM", "nn.Identity()").replace("ACT", "nn.ReLU()"), "nets/mine.py:build has no norm that a placement could move"),
-        (PLAIN.replace("NORM", "nn.BatchNorm2d(6)").replace("ACT", "nn.Hardswish()"), "nets/mine.py:build has no norm that only an activation reads, nor"),
+        (PLAIN.replace("NORM", "nn.BatchNorm2d(6)").replace("ACT", "nn.Hardswish()"), "nets/mine.py:build has no norm that only an activation of ours reads, nor"),
         (PLAIN.replace("NORM", "nn.LayerNorm(8)").replace("ACT", "nn.ReLU()"), "has a LayerNorm, '1'; of torch's layers with weights it may have Conv2d, Linear, BatchNorm1d, BatchNorm2d, GroupNorm, InstanceNorm2d; nn.GroupNorm(1, channels) normalises"),
         (PLAIN.replace("NORM", "nn.ConvTranspose2d(6, 6, 1)").replace("ACT", "nn.ReLU()"), "has a ConvTranspose2d, '1'"),
         (PLAIN.replace("NORM", "nn.TransformerEncoderLayer(6, 2)").replace("ACT", "nn.ReLU()"), "has a TransformerEncoderLayer, '1'"),
@@ -287,6 +287,7 @@ def test_it_trains_alike_twice_and_its_rows_name_its_layers(trial_of):
         (body("return self.head(torch.relu(self.norm(x) + self.norm2(self.other(x))).mean((2, 3)))"), "runs its layer 'norm' 2 times"),
         (body("return self.head(x.mean((2, 3)))").replace("torch.ones(1)", "torch.tensor(1.0)"), "has a parameter without an axis, 'scale'; write torch.ones(1)"),
         (body("return self.head(x.mean((2, 3)))").replace("self.norm2 = nn.BatchNorm2d(6)", "self.other.weight = self.conv.weight"), "has one weight at two places, 'conv.weight' and 'other.weight'"),
+        (body("return self.head(self.other(x).detach().mean((2, 3)))"), "sends no gradient to its layer 'conv', which would not be trained"),
         (body("return self.head(x.mean((2, 3)))").replace("def forward(self, x)", "def forward(self, x, y)"), "takes 2 arguments in its forward()"),
     ],
 )  # fmt: skip
@@ -323,6 +324,20 @@ def test_a_placement_of_joins_needs_a_join(trial_of, placement):
 def test_settings_without_a_rule_are_refused(trial_of, setting, value):
     with pytest.raises(GridError, match=setting):
         build_network(trial_of(RESIDUAL, **{setting: value}), SHAPE, 5)
+
+
+def test_constants_buffers_dropout_and_double_precision_are_taken_as_they_are(trial_of):
+    text = body(
+        "return self.head(functional.dropout(x - torch.linspace(0, 1, 8), 0.5, self.training)"
+        ".add(self.offset).mean((2, 3)))"
+    ).replace(
+        "self.head = nn.Linear(6, classes)",
+        "self.head = nn.Linear(6, classes)\n            self.register_buffer('offset', torch.randn(8))\n            self.double()",
+    )
+    one, again = (network_of(trial_of(text, "after")) for _ in range(2))
+    assert one(images()).dtype == torch.float32
+    assert torch.equal(one(images()), again(images()))
+    assert torch.equal(one(images()), one(images()))
 
 
 def test_without_norm_its_linear_layers_get_a_bias_too(trial_of):
