@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from harness.study.architectures import find_architecture
 from harness.study.document import Document, Loc, as_mapping, find_number_trap, find_trap
-from harness.study.facts import facts_of, find_count_mistake
 from harness.study.errors import GridError
+from harness.study.facts import facts_of, find_count_mistake
 from harness.study.forms import FORMS, ONLY_WITH, SETTINGS, Defaults, GridForm, NotANumber, is_not
 from harness.study.own import is_own, read_network, recall
 from harness.study.records import AnalysisPlan, Settings

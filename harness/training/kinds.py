@@ -20,7 +20,7 @@ class Unfit(ValueError):  # noqa: N818 - an outcome of looking, told with the mo
     """What keeps a model from being rewritten, as a sentence without its subject."""
 
 
-LAYERS = (nn.Conv2d, nn.Linear, *NORMS, nn.InstanceNorm2d)
+LAYERS = (nn.Conv2d, nn.Linear, *NORMS)
 """Layers with weights that a model may have, each at one place."""
 
 _OF_ACTIVATION: Mapping[type[nn.Module], str] = {
@@ -35,7 +35,7 @@ MODULES: Mapping[type[nn.Module], str] = {
     nn.Conv2d: "conv",
     nn.Linear: "linear",
     Linear: "linear",
-    **dict.fromkeys((*NORMS, nn.InstanceNorm2d), "norm"),
+    **dict.fromkeys(NORMS, "norm"),
     **dict.fromkeys(_OF_ACTIVATION, "act"),
     nn.MaxPool2d: "pool",
     nn.AvgPool2d: "pool",
@@ -85,7 +85,7 @@ def exchange_norms(model: nn.Module, trial: Trial) -> None:
     if "batch" in kinds:
         raise Unfit("has batch norms and others; what is compared has one kind of norm")
     kind = kinds.pop() if len(kinds) == 1 else "group"
-    if norms and kind != trial.norm:
+    if norms and kind != trial.norm and trial.has_norms:
         raise Unfit(f"is written with {kind} norm: say `norm: {kind}` in its product")
 
 
