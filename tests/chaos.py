@@ -1,16 +1,20 @@
 """python -m tests.chaos --faults 200: break everything at random, and count what is lost.
 
-A cluster of small nodes trains real trials while workers, nodes and drivers are killed, trials
-raise, hang and eat their memory, and the disk fills up. The driver is started again until the work
-is done. Then every row is compared with those of the same trials trained without any of this.
+A cluster of small nodes trains real trials while workers, nodes, drivers and Ray itself are killed,
+trials raise, hang and eat their memory, the disk fills up, foreign files appear and ours are spoilt.
+The driver is started again until the work is done. The last trials are left to a Ray of a driver's
+own: one that is killed, and one that is not. Then every row is compared with those of the same trials
+trained without any of this, and what is left on the machine is counted.
 """
 
 # ruff: noqa: T201  this file speaks to the terminal
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +28,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.results import Store, find_differing_columns, to_tables
-from harness.study.errors import HarnessError
+from harness.cluster.scratch import _is_in_use
+from harness.results import Lease, Store, find_differing_columns, sweep, take_snapshot, to_tables
+from harness.study.errors import HarnessError, RayLostError, StoreError
+from harness.study.terminal import printable, say
 from harness.study.trials import PROGRAMS, Trial
+from tests.vandal import FILES, Vandal
 
 if TYPE_CHECKING:
     from harness.cluster.shards import Start
@@ -41,20 +48,31 @@ PAUSE = 0.4
 equal parts after its checkpoints, one an epoch, so that faults meet trials that can be gone on with."""
 
 NODES = 2
-STARTS = 60
+STARTS = 100
 
-ORDERED = ("raises", "hangs", "eats its memory")
+LEFT_TO_THE_LAST = 12
+"""Trials that are left to drivers with a Ray of their own."""
+
+LEFTOVER = re.compile("harness-|tune-|session_")
+"""Begins the names of what a run makes in the temporary folder; there may be more of Ray's."""
+
+ORDERED = ("raises", "raises escapes", "hangs", "eats its memory")
 """Faults that a trial commits: whichever worker comes next takes the order."""
 
 KILLS = (
     "worker killed",
-    "worker killed",
-    "worker killed",
     "node lost",
     "node drained",
     "driver killed",
+    "raylet killed",
+    "GCS killed",
 )
 DISK = ("disk full", "read-only")
+OFTEN = ("worker killed",) * 4 + FILES + ("raises escapes", "worker killed")
+"""Committed twice as often: they cost seconds, where the loss of a head costs a minute."""
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e\udce9\0\r"
+"""A trial's last words: they would change a terminal's title, clear it and turn its lines around."""
 
 
 @dataclass
@@ -75,7 +93,23 @@ class Toll:
     """Trials that were trained more than once."""
     drivers: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    escapes: int = 0
+    """Lines of drivers, and texts of failures, that a terminal would obey."""
+    foreign: int = 0
+    """Files that no run has written."""
+    harmed: int = 0
+    """Of these, changed or gone."""
+    damaged: int = 0
+    """Files of ours."""
+    leftovers: list[str] = field(default_factory=list)
+    """What drivers have left in the temporary folder."""
     seconds: float = 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        """Was nothing lost, changed, left or let through?"""
+        bad = (self.lost, self.doubled, self.unequal, self.escapes, self.harmed, self.damaged)
+        return self.found == self.expected and not any(bad) and not self.leftovers
 
     @property
     def wasted(self) -> int:
@@ -97,7 +131,12 @@ class Toll:
                     f"{self.repeated} trials trained more than once, {self.wasted} trainings "
                     f"wasted ({self.wasted / max(1, self.faults.total()):.2f} per fault)"
                 ),
-                f"noted    {noted or 'no failures'}",
+                f"noted    {noted or 'no failures'}; {self.escapes} texts with raw escapes",
+                (
+                    f"files    {self.foreign} foreign, {self.harmed} of them harmed; "
+                    f"{self.damaged} of ours damaged; left in the temporary folder: "
+                    f"{', '.join(self.leftovers) or 'nothing'}"
+                ),
                 f"drivers  {self.drivers}, {self.seconds:.0f} s in all",
             ]
         )
@@ -147,6 +186,8 @@ class Disturbed:
         match order.partition("-")[0]:
             case "raises":
                 raise ValueError("as ordered")
+            case "raises escapes":
+                raise ValueError(ESCAPES)
             case "hangs":
                 time.sleep(3600)
             case "eats its memory":
@@ -188,25 +229,31 @@ def drive(folder: Path, address: str, count: int) -> int:
     from harness.cluster.fanout import train_missing
     from harness.cluster.forecast import Forecast
     from harness.cluster.request import Request
-    from harness.progress import Progress
+    from harness.progress import LineProgress
+    from harness.run import describe_failures
 
     trials = make_trials(count)
-    forecast = Forecast()
+    store, run, stop = Store(folder / "results"), f"run-{os.getpid()}", threading.Event()
     try:
-        train_missing(
-            trials,
-            Store(folder / "results"),
-            Request(address=address),
-            run=f"run-{os.getpid()}",
-            estimate=lambda _: PAUSE,
-            limit=lambda _: TRIAL_LIMIT,
-            watcher=Progress(trials, forecast),
-            stop=threading.Event(),
-            train=Disturbed(folder),
-            keep_every=0.0,
-        )
+        with Lease(store, run, join=True, stop=stop) as lease:
+            sweep(store, lease)
+            train_missing(
+                trials,
+                store,
+                Request(address=address),
+                run=run,
+                estimate=lambda _: PAUSE,
+                limit=lambda _: TRIAL_LIMIT,
+                watcher=LineProgress(trials, Forecast(), sys.stderr, "chaos", verbose=True),
+                stop=stop,
+                train=Disturbed(folder),
+                keep_every=0.0,
+            )
+        tally = take_snapshot(store).tally(trials)
+        for line in describe_failures(tally, [t for t in trials if t.id in tally.failures]):
+            say(line, is_error=True)
     except HarnessError as error:
-        print(error, file=sys.stderr)
+        say(error, is_error=True)
         return error.exit_code
     return 0
 
@@ -215,26 +262,30 @@ class Rampage:
     """A cluster, a driver on it, and the faults that befall both."""
 
     def __init__(self, folder: Path, faults: int, rng: random.Random) -> None:
-        from ray.cluster_utils import Cluster
-
         self.toll = Toll(expected=TRIALS_PER_FAULT * faults)
         self._folder = folder
         self._rng = rng
         self._store = Store(folder / "results")
-        for name in ("orders", "taken", "results"):
+        self._vandal = Vandal(folder / "results", rng)
+        for name in ("orders", "taken", "results", "t"):
             (folder / name).mkdir(exist_ok=True)
         (folder / "resumed").touch()
         self._can_mount = _mount("tmpfs", "-t", "tmpfs", "-o", "size=64m", at=folder / "results")
-        kinds = ORDERED + KILLS + (DISK if self._can_mount else ())
+        kinds = ORDERED + KILLS + FILES + (DISK if self._can_mount else ()) + OFTEN
         self._faults = [kinds[index % len(kinds)] for index in range(faults)]
         rng.shuffle(self._faults)
-        small = {"num_cpus": 1, "object_store_memory": 80 << 20}
-        self._small = small
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args=small | {"num_cpus": 0, "include_dashboard": False}
-        )
-        self._nodes = [self._cluster.add_node(**small) for _ in range(NODES)]
         self._driver: subprocess.Popen[bytes] | None = None
+        self._start_cluster()
+
+    def _start_cluster(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._small = {"num_cpus": 1, "object_store_memory": 80 << 20}
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args=self._small | {"num_cpus": 0, "include_dashboard": False},
+        )
+        self._nodes = [self._cluster.add_node(**self._small) for _ in range(NODES)]
 
     def run(self) -> Toll:
         """Commit all faults, let the work be finished, and count."""
@@ -250,9 +301,27 @@ class Rampage:
             time.sleep(0.2)
         assert self._driver is not None
         self._driver.wait(timeout=120)
+        self._finish_alone()
         self.toll.seconds = time.monotonic() - begun
         self._count()
         return self.toll
+
+    def _finish_alone(self) -> None:
+        """Train the last trials by a Ray of the driver's own: one that is killed, then another."""
+        self.toll.expected += LEFT_TO_THE_LAST
+        self._keep_driving("local")
+        self._wait_for_progress("local")
+        assert self._driver is not None
+        self._driver.kill()
+        self._driver.wait()
+        temporary = self._folder / "t"
+        until = time.monotonic() + 60
+        while time.monotonic() < until and any(map(_is_in_use, temporary.glob("ray/session_2*"))):
+            time.sleep(0.5)  # workers outlive their driver for some seconds
+        self._keep_driving("local")
+        assert self._driver.wait(timeout=300) == 0
+        names = [path.name for path in (*temporary.iterdir(), *temporary.glob("ray/session_2*"))]
+        self.toll.leftovers = sorted(name for name in names if LEFTOVER.match(name))
 
     def close(self) -> None:
         """End every process of it."""
@@ -263,26 +332,28 @@ class Rampage:
         if self._can_mount:
             subprocess.run(["umount", "--lazy", self._folder / "results"], check=True)
 
-    def _keep_driving(self) -> None:
+    def _keep_driving(self, address: str = "") -> None:
         if self._driver is not None and self._driver.poll() is None:
             return
         self.toll.drivers += 1
-        command = [sys.executable, "-m", "tests.chaos", "--drive", self._cluster.address]
+        address = address or self._cluster.address
+        command = [sys.executable, "-m", "tests.chaos", "--drive", address]
         log = (self._folder / "driver.log").open("ab")
         with log:
             self._driver = subprocess.Popen(
                 [*command, "--folder", self._folder, "--trials", str(self.toll.expected)],
                 stdout=log,
                 stderr=log,
+                env=os.environ | {"TMPDIR": str(self._folder / "t")},
             )
 
-    def _wait_for_progress(self) -> None:
+    def _wait_for_progress(self, address: str = "") -> None:
         """Until one more trial is finished, so that each fault meets a run that goes on."""
         before = len(self._store.finished_ids())
         until = time.monotonic() + 60
         while time.monotonic() < until and len(self._store.finished_ids()) == before:
             if self._driver is not None and self._driver.poll() is not None:
-                self._keep_driving()
+                self._keep_driving(address)
             time.sleep(0.05)
         time.sleep(self._rng.uniform(0, PAUSE))
 
@@ -300,20 +371,42 @@ class Rampage:
             case "driver killed":
                 self._driver.kill()
                 self._driver.wait()
-            case "disk full":
-                ballast = self._folder / "results" / "ballast"
-                with suppress(OSError), ballast.open("wb") as file:
-                    while True:
-                        file.write(bytes(1 << 16))
-                        file.flush()
-                assert self._driver.wait(timeout=90) == 3
-                ballast.unlink()
-            case "read-only":
-                assert _mount("-o", "remount,ro,bind", at=self._folder / "results")
-                assert self._driver.wait(timeout=90) == 3
-                assert _mount("-o", "remount,rw,bind", at=self._folder / "results")
+            case "raylet killed":
+                self._end_ray("raylet")
+            case "GCS killed":
+                self._end_ray("gcs_server")
+            case "disk full" | "read-only":
+                self._break_disk(fault)
+            case _ if fault in FILES:
+                self._vandal.commit(fault)
             case _:
                 (self._folder / "orders" / f"{fault}-{self.toll.faults.total()}").touch()
+
+    def _end_ray(self, process: str) -> None:
+        """Kill what a driver cannot do without; then have another cluster."""
+        assert self._driver is not None
+        for started in self._cluster.head_node.all_processes[process]:
+            started.process.kill()
+        assert self._driver.wait(timeout=150) == RayLostError.exit_code
+        self._cluster.shutdown()
+        self._start_cluster()
+
+    def _break_disk(self, fault: str) -> None:
+        """Let nothing be written until the driver has given up."""
+        assert self._driver is not None
+        results = self._folder / "results"
+        if fault == "disk full":
+            with suppress(OSError), (results / "ballast").open("wb") as file:
+                while True:
+                    file.write(bytes(1 << 16))
+                    file.flush()
+        else:
+            assert _mount("-o", "remount,ro,bind", at=results)
+        assert self._driver.wait(timeout=90) == StoreError.exit_code
+        if fault == "disk full":
+            (results / "ballast").unlink()
+        else:
+            assert _mount("-o", "remount,rw,bind", at=results)
 
     def _list_workers(self) -> list[int]:
         """The processes in training: children of our raylets that are actors."""
@@ -346,7 +439,14 @@ class Rampage:
         toll.starts = starts.total()
         toll.repeated = sum(times > 1 for times in starts.values())
         toll.resumed = len((self._folder / "resumed").read_bytes())
-        toll.failures = Counter(row.kind for row in store.read_failures())
+        failures = store.read_failures()
+        toll.failures = Counter(row.kind for row in failures)
+        said = [(self._folder / "driver.log").read_text(encoding="utf-8")]
+        said += [text for row in failures for text in (row.message, row.traceback)]
+        lines = [line for text in said for line in text.split("\n")]
+        toll.escapes = sum(printable(line) != line for line in lines)
+        toll.foreign, toll.harmed = self._vandal.left, self._vandal.count_harmed()
+        toll.damaged = self._vandal.count_damaged(take_snapshot(store, whole_up_to=math.inf))
         prepare_worker(1)
         images = load_images("digits")
         for trial in trials:
@@ -362,6 +462,10 @@ def rampaging(folder: Path, faults: int, seed: int) -> Iterator[Rampage]:
     rampage = Rampage(folder, faults, random.Random(seed))
     try:
         yield rampage
+    except BaseException:
+        said = (folder / "driver.log").read_text(encoding="utf-8", errors="replace")
+        say(said[-2_000:], is_error=True)
+        raise
     finally:
         rampage.close()
 
@@ -373,7 +477,7 @@ def _mount(*options: str, at: Path) -> bool:
 
 
 def main() -> int:
-    """The command line; 0 where nothing was lost, doubled or unequal."""
+    """The command line; 0 where nothing was lost, changed, left or let through."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -389,7 +493,7 @@ def main() -> int:
     ):
         toll = rampage.run()
         print(toll)
-    return int(bool(toll.lost or toll.doubled or toll.unequal))
+    return int(not toll.is_clean)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ from harness.study.records import (
     TrialRow,
     TrialRows,
 )
+from harness.study.terminal import printable
 from harness.study.trials import Trial
 
 TABLES: Mapping[str, type[Any]] = {
@@ -245,8 +246,8 @@ class Store:
     # Failures
 
     def write_failure(self, row: FailureRow) -> None:
-        """Record one failed attempt, whatever characters its text contains."""
-        row = replace(row, message=_encodable(row.message), traceback=_encodable(row.traceback))
+        """Record one failed attempt, with its text as a terminal may show it."""
+        row = replace(row, message=printable(row.message), traceback=printable(row.traceback))
         self.place.create(path_of(row), encode(to_table([row], FailureRow)))
 
     def read_failures(
@@ -429,10 +430,6 @@ def stem_of(path: str) -> str:
 def path_of(failure: FailureRow) -> str:
     """The file of a failed attempt."""
     return f"failures/{failure.trial_id}-{failure.run}-{failure.attempt}.parquet"
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="replace").decode()
 
 
 def _check_trial_ids(table: pa.Table, ids: Collection[str]) -> None:

@@ -15,6 +15,7 @@ from harness.results.lease import Lease
 from harness.results.store import Store
 from harness.status import Status, main
 from harness.study.records import AnalysisPlan
+from harness.study.terminal import printable
 from tests.builders import make_failure, make_rows, make_trial
 
 TRIALS = [make_trial(placement=arm, seed=seed) for seed in range(3) for arm in ("before", "after")]
@@ -67,7 +68,7 @@ def test_a_terminal_obeys_nothing_that_stands_in_the_results(tmp_path, capsys):
     assert main([str(tmp_path), "--json"]) == 1
     said = capsys.readouterr().out.rstrip("\n")
     assert said.isprintable()
-    assert json.loads(said)["failures"][0]["message"] == f"bad {title}\nluck"
+    assert json.loads(said)["failures"][0]["message"] == printable(f"bad {title}\nluck")
 
 
 def test_megabytes_of_text_are_a_few_lines_at_once(tmp_path, capsys):

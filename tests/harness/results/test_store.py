@@ -394,11 +394,11 @@ def test_failures_are_rows_of_their_own(location):
     assert store.finished_ids() == frozenset()
 
 
-def test_a_failure_is_kept_whatever_its_text(tmp_path):
+def test_a_failure_is_kept_whatever_its_text_and_harms_no_terminal(tmp_path):
     store = Store(tmp_path)
-    store.write_failure(make_failure(FIRST, message="\udc80 \0 \u202e", traceback="\udc80"))
+    store.write_failure(make_failure(FIRST, message="\udc80 \0 \u202e", traceback="a\n\x1b[2J"))
     [row] = store.read_failures()
-    assert (row.message, row.traceback) == ("? \0 \u202e", "?")
+    assert (row.message, row.traceback) == (r"\udc80 \x00 \u202e", "a\n\\x1b[2J")
 
 
 def test_a_plan_comes_back_with_its_grid_as_written(location):
