@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks [trial probe gpu grid forecast fanout report] [--repeats N] [--json FILE]
+"""python -m tests.benchmarks [trial probe gpu grid forecast fanout growth report] [--repeats N] [--json FILE]
 
 Run from the repository's root. Every figure is measured beside what it is compared with, in one
 run on one machine; nothing here is asserted, because time on a shared machine is noise.
@@ -13,6 +13,7 @@ from tests.benchmarks.fanout import measure_fanout
 from tests.benchmarks.forecast import measure_forecast
 from tests.benchmarks.gpu import measure_gpu
 from tests.benchmarks.grid import measure_grid
+from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.probe import measure_probe
 from tests.benchmarks.report import measure_report
 from tests.benchmarks.timing import describe_machine, show, write_json
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "grid": lambda repeats: measure_grid(repeats=max(1, repeats // 3)),
     "forecast": lambda _repeats: measure_forecast(),
     "fanout": lambda _repeats: measure_fanout(),
+    "growth": lambda _repeats: measure_growth(),
     "report": lambda _repeats: measure_report(),
 }
 
