@@ -142,11 +142,18 @@ def _find_lacks_of_workers(trials: list[Trial]) -> Iterator[str]:
                     f"{variable}={os.environ.get(variable, '')}: data sets are kept in {root}, "
                     "which cannot be made. Set BN_ORDER_DATA to a folder that can be written"
                 )
-    if any(trial.compile for trial in trials) and (lack := _find_lack_of_compiler()):
-        yield (
+    if any(trial.compile for trial in trials) and (lack := explain_lack_of_compiler()):
+        yield lack
+
+
+def explain_lack_of_compiler() -> str | None:
+    """What `compile: true` lacks on this machine, and what to do about it; None: nothing."""
+    if lack := _find_lack_of_compiler():
+        return (
             f"compile: true needs a C++ compiler, and {lack}. Install one (g++ and Python's "
             "headers), set CXX to it, or train with compile=false"
         )
+    return None
 
 
 def _find_temporary_folder() -> str:

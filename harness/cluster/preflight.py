@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 
+from harness.cluster.machine import explain_lack_of_compiler
 from harness.cluster.request import Answer, Cluster, Request, describe_resources
 from harness.results.store import Store
 from harness.study.errors import ClusterError, HarnessError, StoreError
@@ -98,7 +99,9 @@ def check_cluster(trials: Sequence[Trial], store: Store, request: Request) -> Re
         for node, answer in introductions.items():
             report.rows[node.address] = {"offers": Cell(node.offers)}
             report.rows[node.address] |= compare_versions(answer, mine)
-        arguments = (store if beacon else None, beacon, datasets, cluster.worker["GPU"] > 0)
+        compiles = any(trial.compile for trial in trials)
+        on_gpu = cluster.worker["GPU"] > 0
+        arguments = (store if beacon else None, beacon, datasets, on_gpu, compiles)
         able = [node for node, answer in introductions.items() if node.room and not answer.error]
         tried = run_in_workers(
             try_out, dict.fromkeys(able, arguments), patience=TRIAL_RUN, resources=cluster.worker
@@ -146,12 +149,16 @@ def compare_versions(answer: Answer, mine: Mapping[str, str]) -> dict[str, Cell]
 
 
 def try_out(
-    store: Store | None, beacon: str, datasets: Sequence[str], on_gpu: bool
+    store: Store | None,
+    beacon: str,
+    datasets: Sequence[str],
+    on_gpu: bool,
+    compiles: bool = False,
 ) -> dict[str, Cell]:
     """Use, in the worker this runs in, what a trial would use there."""
     cells = {
         "data": _try(lambda: _get_data(datasets)),
-        "device": _try(_use_gpu) if on_gpu else Cell("cpu"),
+        "device": _try(lambda: _use_device(on_gpu, compiles)),
     }
     if store is not None:
         cells["storage"] = _try(lambda: _use_storage(store, beacon))
@@ -188,8 +195,12 @@ def _get_data(datasets: Sequence[str]) -> str:
     return ", ".join(datasets)
 
 
-def _use_gpu() -> str:
-    """Its name, once it has done a sum."""
+def _use_device(on_gpu: bool, compiles: bool) -> str:
+    """Its name, once programs can be compiled for it and it has done a sum."""
+    if compiles and (lack := explain_lack_of_compiler()):
+        raise ClusterError(lack)
+    if not on_gpu:
+        return "cpu"
     import torch  # noqa: PLC0415  on the nodes, not for a driver
 
     if not torch.cuda.is_available():

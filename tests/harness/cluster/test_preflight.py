@@ -81,6 +81,13 @@ def test_a_gpu_that_does_not_compute_is_trouble(monkeypatch):
     assert trouble == "the GPU does not compute: no kernel image"
 
 
+def test_a_node_without_the_compiler_that_a_grid_needs_is_trouble(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert troubles(try_out(None, "", (), on_gpu=False)) == []
+    (trouble,) = troubles(try_out(None, "", (), on_gpu=False, compiles=True))
+    assert trouble.startswith("compile: true needs a C++ compiler, and no-such-compiler: no such")
+
+
 def test_the_report_is_one_table_with_its_troubles_below():
     report = Report(
         rows={
