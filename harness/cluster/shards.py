@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -68,10 +68,12 @@ class Partial:
     """What the training of one pack had come to when its worker was lost, as bytes.
 
     Whatever happens to it costs time and no row: without it the pack is trained from its start.
+    `listed` are the names that a store has listed, once for many packs: of others none is there.
     """
 
-    def __init__(self, store: Store, pack: Pack) -> None:
+    def __init__(self, store: Store, pack: Pack, *, listed: Collection[str] | None = None) -> None:
         self._store = store
+        self._listed = listed
         self._name = replace(pack[0], seed=pack[0].pack[0]).id  # whoever of the pack is asked for
         self._is_there = False
 
@@ -81,6 +83,8 @@ class Partial:
         Raises:
             ValueError: it is larger than it can be.
         """
+        if self._listed is not None and self._name not in self._listed:
+            return None
         content = self._store.read_partial(self._name)
         self._is_there = content is not None
         return content

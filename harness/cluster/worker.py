@@ -119,6 +119,7 @@ class Worker(tune.Trainable):
                 self._check_code()
                 packs = [due.pack for due in self._shard]
                 self._standing = Standing.read(self._store, self._run, packs)
+                self._partials = self._store.list_partials()
                 self._open = deque(self._standing.list_open(self._shard))
             while self._open and time.monotonic() < until:
                 finishes += self._train_and_commit(self._open.popleft())
@@ -136,7 +137,7 @@ class Worker(tune.Trainable):
             )
 
     def _train_and_commit(self, due: Due) -> list[Finish]:
-        partial = Partial(self._store, due.pack)
+        partial = Partial(self._store, due.pack, listed=self._partials)
         start = Start(
             due.pack,
             due.attempt,

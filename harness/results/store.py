@@ -317,6 +317,10 @@ class Store:
         """Write the checkpoint of a pack, in place of the previous one."""
         self.place.replace(f"partial/{name}.pt", content)
 
+    def list_partials(self) -> frozenset[str]:
+        """The names of the packs that have a checkpoint."""
+        return frozenset(file.name.removesuffix(".pt") for file in self.place.list_files("partial"))
+
     def read_partial(self, name: str) -> bytes | None:
         """The checkpoint of a pack; None if there is none.
 

@@ -248,6 +248,13 @@ class TestPartial:
         monkeypatch.setattr(Store, "drop_partial", lambda *_: pytest.fail("asked"))
         Partial(Store(tmp_path), self.pack).drop()
 
+    def test_one_listing_tells_for_a_whole_shard_which_are_there(self, monkeypatch, location):
+        Partial(Store(location), self.pack).write(b"epoch 10")
+        listed = Store(location).list_partials()
+        assert Partial(Store(location), self.pack, listed=listed).read() == b"epoch 10"
+        monkeypatch.setattr(Store, "read_partial", lambda *_: pytest.fail("asked"))
+        assert Partial(Store(location), (make_trial(seed=1),), listed=listed).read() is None
+
     def test_a_worker_that_may_not_remove_it_goes_on(self, monkeypatch, tmp_path):
         def refuse(*_):
             raise StoreError("access denied")
