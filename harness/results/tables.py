@@ -103,23 +103,26 @@ def decode(content: bytes, row_type: type[Any]) -> pa.Table:
     try:
         # Not `metadata.schema`: the two refer to each other, so each keeps a hundred kilobytes
         # until the garbage collector runs, which is too late for ten thousand files.
-        unread = pq.ParquetFile(pa.BufferReader(content))
-        announced, found = unread.metadata, unread.schema_arrow
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        announced, found = file.metadata, file.schema_arrow
         _check_schema(found, schema)
         _check_announced_size(announced)
-        file = pq.ParquetFile(
-            pa.BufferReader(content),
-            metadata=announced,
-            # A text repeated a billion times is stored once.
-            read_dictionary=texts if announced.num_rows > 1 else [],
-            page_checksum_verification=True,
-        )
+        if announced.num_rows > 1:  # a text repeated a billion times is stored once
+            file = pq.ParquetFile(
+                pa.BufferReader(content),
+                metadata=announced,
+                read_dictionary=texts,
+                page_checksum_verification=True,
+            )
         table = file.read(use_threads=False)
         table.validate(full=True)
         if any(column.null_count for column in table.columns):
             raise ValueError("has values that are missing")
         _check_decoded_size(table)
-        table = table.cast(schema)
+        if table.schema.equals(schema):  # not with the metadata of the fields, which are the code's
+            table = pa.Table.from_arrays(table.columns, schema=schema)
+        else:
+            table = table.cast(schema)
     except (pa.ArrowException, OSError) as error:  # a wrong checksum is an OSError
         raise ValueError(f"not a whole Parquet file ({str(error).splitlines()[0]})") from error
     table = table.replace_schema_metadata(found.metadata)
