@@ -64,9 +64,9 @@ def _list_quotas(root: Path) -> Iterator[float]:
                     quota, period = (_read(folder / "cpu.max") or "").split()
                     yield float(quota) / float(period)
                 with suppress(TypeError, ValueError):
-                    quota = float(_read(folder / "cpu.cfs_quota_us"))
+                    quota = float(_read(folder / "cpu.cfs_quota_us") or "")
                     if quota > 0:  # -1 for none
-                        yield quota / float(_read(folder / "cpu.cfs_period_us"))
+                        yield quota / float(_read(folder / "cpu.cfs_period_us") or "")
 
 
 def _read(file: Path) -> str | None:
