@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -89,6 +90,40 @@ def test_a_raylet_that_is_killed_ends_the_run_with_a_code_of_its_own(tmp_path):
     assert "Ray's raylet ended under the run" in said
     assert "To go on, give the command again" in said
     assert "Traceback" not in said
+
+
+ON_A_CLUSTER = """
+import sys, time, types
+from harness.cluster import guard
+guard.SILENCE, guard.KNOCK_EVERY = 1.0, 0.2
+guard.ray_internals.open_processes = dict
+head = types.SimpleNamespace(gcs_address=sys.argv[1])
+guard.ray = types.SimpleNamespace(get_runtime_context=lambda: head)
+with guard.ending_with_ray():
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_head_that_no_longer_answers_ends_the_run_with_a_code_of_its_own():
+    """Ray would end the process after a minute, with a line about itself."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        run = subprocess.Popen(
+            [sys.executable, "-c", ON_A_CLUSTER, address],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert run.stdout
+        run.stdout.readline()
+        time.sleep(3.0)
+        assert run.poll() is None
+    said, _ = run.communicate(timeout=30)
+    assert run.returncode == 4, said
+    assert f"the head of the cluster, {address}, was lost under the run" in said
+    assert "To go on, give the command again" in said
 
 
 def list_listeners():
