@@ -99,7 +99,9 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
         overrides=tuple(overrides),
         notes=tuple(
             f"{document.place(at).label}: {text}"
-            for at, text in _find_surprises(products, form.seeds, form.analysis.looks, tuning)
+            for at, text in _find_surprises(
+                products, form.seeds, form.analysis.looks, tuning, programs
+            )
         ),
     )
 
@@ -241,6 +243,7 @@ def _find_surprises(
     seeds: Sequence[int],
     looks: Sequence[int] | None,
     tuning: Tuning | None,
+    programs: Mapping[str, Mapping[str, str]],
 ) -> Iterator[tuple[Loc, str]]:
     """What is done, yet may not be meant."""
     for index, product in enumerate(products):
@@ -253,6 +256,15 @@ def _find_surprises(
         if "adamw" in _values(product, "optimizer") and rate > LARGEST_USUAL_ADAMW_RATE:
             text = f"adamw seldom trains at a rate of {rate:g}, which would be usual for sgd"
             yield ("grid", index, "lr"), f"{text}; 0.001 is usual for adamw"
+        if "instance" in _values(product, "norm") and any(
+            _ends_in_norm(programs[architecture][placement])
+            for architecture in product["architecture"]
+            for placement in product["placement"]
+        ):
+            text = (
+                "behind its last activation instance norm gives every map the mean 0, and the head"
+            )
+            yield ("grid", index, "norm"), f"{text} reads means: such a network learns nothing"
     optimizers = {name for product in products for name in _values(product, "optimizer")}
     if tuning and len(optimizers) > 1:
         text = "tries sgd and adamw at the same rates, of which few are good for both"
@@ -260,6 +272,12 @@ def _find_surprises(
     if looks and looks[-1] > len(seeds):
         text = f"a look at {looks[-1]} seeds is planned, and the grid has {len(seeds)}"
         yield ("analysis", "looks"), f"{text}: every look at these is an early one"
+
+
+def _ends_in_norm(program: str) -> bool:
+    """Whether a norm is the last to change what the head reads."""
+    ahead, _, _ = program.partition("conv")  # of pre-activation networks, what ends them
+    return (ahead.strip() or program).endswith("norm")
 
 
 def _epochs_and_warmups(product: Mapping[str, Sequence[Any]]) -> tuple[int, Sequence[float]]:

@@ -1138,6 +1138,33 @@ ADAMW = "seeds: 2\ndefaults:\n  lr: {rate}\n{tuning}" + PRODUCT.replace(
 
 
 @pytest.mark.parametrize(
+    ("architecture", "placement", "is_told"),
+    [
+        ("plain", "after", True),
+        ("plain", "before", False),
+        ("resnet", "after-add", True),
+        ("resnet", "after", False),  # a map that the skip subsamples has a mean again
+        ("preresnet", "after", True),
+        ("preresnet", "before", False),
+    ],
+)
+def test_instance_norm_ahead_of_the_heads_mean_is_told(tmp_path, architecture, placement, is_told):
+    lines = (
+        f"architecture: {architecture}",
+        f"placement: {placement}",
+        "depth: 8",
+        "norm: instance",
+    )
+    (tmp_path / "my.yaml").write_text(product(*lines), encoding="utf-8")
+    told = (
+        "my.yaml:6: grid[0].norm: behind its last activation instance norm gives every map the mean "
+        "0, and the head reads means: such a network learns nothing"
+    )
+    with contextlib.chdir(tmp_path):
+        assert load_grid("my.yaml").notes == ((told,) if is_told else ())
+
+
+@pytest.mark.parametrize(
     ("optimizer", "rate", "tuning", "notes"),
     [
         ("adamw", "0.001", "tuning: {lr: [0.001, 0.002], seeds: 2}\n", []),
