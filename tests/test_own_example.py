@@ -79,7 +79,7 @@ def test_the_example_trains_its_grid_and_is_reported_and_trained_again(example):
     ("change", "told"),
     [
         (("def build(", "def build(extra, "), "TypeError: build() missing 1 required positional"),
-        (("return self.relu(", "if x.sum() > 0: return x\n        return self.relu("), "nets/mine.py:14: `if x.sum() > 0: return x`: what is computed depends on the images"),
+        (("return self.relu(", "if x.sum() > 0: return x\n        return self.relu("), "nets/mine.py:LINE: `if x.sum() > 0: return x`: what is computed depends on the images"),
         (("nn.Linear(8, classes)", "nn.Linear(8, 3)"), "gives 3 logits, and the data set has 10 classes"),
         (("stem = [", "print('hello'); raise SystemExit; stem = ["), "`print('hello'); raise SystemExit; stem = "),
     ],
@@ -93,7 +93,8 @@ def test_a_mistake_in_the_file_ends_the_run_ahead_of_its_first_trial(example, ch
     (folder / "wrong.yaml").write_text(grid, encoding="utf-8")
     run = call("-m", "harness.run", "wrong.yaml")
     assert run.returncode == 2
-    assert told.replace("mine.py", "wrong.py") in run.stderr
+    line = str(source[: source.index(change[0])].count("\n") + 1)
+    assert told.replace("mine.py", "wrong.py").replace("LINE", line) in run.stderr
     assert run.stderr.startswith("nets/wrong.py")
     assert len(run.stderr.splitlines()) == 1
     assert not (folder / "results/wrong").exists()
