@@ -43,7 +43,6 @@ _INTEGERS: Mapping[str, Any] = {
     "<i2": "h",
     "<u4": "I",
     "<i4": "i",
-} | {
     "<u8": "Q",
     "<i8": "q",
 }
