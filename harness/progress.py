@@ -1,12 +1,14 @@
-"""What a run shows: a live display in a terminal, a line now and then in logs and pipes."""
+"""What a run shows: a live display in a terminal, a line a minute in logs and pipes."""
 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, Group
@@ -16,17 +18,19 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from harness.study.wording import format_count, format_duration
+from harness.study.terminal import printable
+from harness.study.wording import clip, format_count, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from harness.cluster.forecast import Forecast
-    from harness.cluster.request import Finish
+    from harness.cluster.request import Finish, News
+    from harness.results import Tally
     from harness.study.trials import Trial
 
-FIRST_LINE_AFTER = 10.0
-"""Seconds; later lines come at growing intervals, a twentieth of the time elapsed."""
+LINE_EVERY = 60.0
+"""Seconds between two lines in logs and pipes."""
 
 NO_WORKER_AFTER = 120.0
 """Seconds without a busy worker after which the display says how to find out why."""
@@ -34,21 +38,41 @@ NO_WORKER_AFTER = 120.0
 ESTIMATING_SHARE = 0.02
 """Share of the driver's time spent on estimating the time left."""
 
+MOST_SHOWN = 16
+"""Trainings with a line of their own; of more, those with the latest news."""
+
+NAMED_FAILURES = 10
+"""Failures that the end of a run lists; the rest is counted."""
+
+WIDEST = 100
+"""Columns that the display takes of a terminal."""
+
 
 class Progress:
-    """Counts what the fan-out reports and describes how far the run is; shows nothing itself."""
+    """Counts what the fan-out reports and describes how far the run is; shows nothing itself.
+
+    Only the thread that is told of something estimates; describing reads what is there, so that a
+    display and the claim to the folder may ask from threads of their own.
+    """
 
     def __init__(self, trials: Sequence[Trial], forecast: Forecast) -> None:
         self._trials = {trial.id: trial for trial in trials}
         self._forecast = forecast
         self._status: dict[str, str] = {}
+        self._counts = Counter[str]()
+        self._news: dict[str, tuple[News, float]] = {}
+        """By trial, the latest news last, and when it came."""
         self._waiting = ""
         self._workers = 0
         self._running = 0
+        self._begun = time.monotonic()
+        self._first_worker_at = math.inf
         self._idle_since = math.inf
         self._seconds_left = math.inf
         self._estimate_again_at = -math.inf
-        self._stopping = False
+        self._stopping = ""
+        self.stopped: tuple[Trial, ...] = ()
+        """What was in training when the run was told to stop."""
 
     def note_waiting(self, nodes: int, wanted: int) -> None:
         self._waiting = f"waiting for nodes: {nodes} of {wanted} are up"
@@ -56,21 +80,41 @@ class Progress:
     def count_workers(self, workers: int) -> None:
         self._workers = workers
         self._idle_since = time.monotonic()
+        self._estimate()
 
     def note_running(self, workers: int) -> None:
         if workers:
             self._idle_since = math.inf
+            self._first_worker_at = min(self._first_worker_at, time.monotonic())
         elif self._running:
             self._idle_since = time.monotonic()
         self._running = workers
+        self._estimate()
+
+    def note_news(self, news: Sequence[News]) -> None:
+        """All that is in training now, as far as it is known."""
+        now, before = time.monotonic(), self._news
+        held = {each.trial_id: each for each in news if self._is_open(each.trial_id)}
+        kept = {name: entry for name, entry in before.items() if entry[0] == held.get(name)}
+        fresh = {name: (each, now) for name, each in held.items() if name not in kept}
+        self._news = kept | fresh
+        for latest, _ in fresh.values():
+            if latest.epoch:
+                trial = self._trials[latest.trial_id]
+                self._forecast.note_pace(trial, trial.epochs * latest.epoch_time / len(trial.pack))
 
     def note_finish(self, finish: Finish) -> None:
+        if before := self._status.get(finish.trial_id):  # failed, and was tried again
+            self._counts[before] -= 1
+        self._counts[finish.status] += 1
         self._status[finish.trial_id] = finish.status
         if not math.isnan(finish.wall_time):
             self._forecast.note(self._trials[finish.trial_id], finish.wall_time)
+        self._estimate()
 
     def note_stop(self) -> None:
-        self._stopping = True
+        self._stopping = f"stopping: {format_count(self._running, 'worker')} may take 5 s more, then what is in training is dropped; Ctrl-C again stops at once"
+        self.stopped = tuple(self._trials[news.trial_id] for news in self._list_news())
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -82,11 +126,20 @@ class Progress:
         return len(self._status)
 
     def describe(self) -> str:
-        """The counts and the time left: '12 of 90, 2 running, 1 failed, about 40 s left'."""
-        counts = Counter(self._status.values())
-        parts = [f"{self.finished} of {len(self._trials)}"]
+        """'12 of 90, 2 running, 1 failed, 30 s elapsed, about 3 min 10 s left, 1,440 trials/h'."""
+        return f"{self.finished} of {len(self._trials)}, {self._describe_state()}"
+
+    def list_lines(self) -> list[str]:
+        """The same, and a line for each training: what the run tells those who watch its folder."""
+        shown, more = self._choose_news()
+        lines = [self.describe(), *(clip(self._describe_news(news)) for news in shown)]
+        return [*lines, f"... and {more} more in training"] if more else lines
+
+    def _describe_state(self) -> str:
+        parts: list[str] = []
+        now = time.monotonic()
         if self._stopping:
-            parts.append("stopping (Ctrl-C again stops at once)")
+            parts.append(self._stopping)
         elif not self._workers:
             parts.append(self._waiting or "starting Ray")
         elif self._lacks_workers:
@@ -95,30 +148,75 @@ class Progress:
             parts.append(f"starting {format_count(self._workers, 'worker')}")
         else:
             parts.append(f"{self._running} running")
-        parts += [f"{counts[word]} {word}" for word in ("diverged", "failed") if counts[word]]
+        parts += [f"{n} {word}" for word in ("diverged", "failed") if (n := self._counts[word])]
+        parts.append(f"{format_duration(now - self._begun)} elapsed")
         if self._workers and not self._stopping:
-            parts.append(f"about {format_duration(self._estimate_time_left())} left")
+            parts.append(f"about {format_duration(self._seconds_left)} left")
+        if self.finished and now > self._first_worker_at:
+            rate = 3_600 * self.finished / (now - self._first_worker_at)
+            parts.append(f"{rate:,.{0 if rate >= 10 else 1}f} trials/h")
         return ", ".join(parts)
 
     @property
     def _lacks_workers(self) -> bool:
         return time.monotonic() - self._idle_since > NO_WORKER_AFTER
 
-    def _estimate_time_left(self) -> float:
-        begun = time.monotonic()
-        if begun >= self._estimate_again_at:
-            left = [trial for trial in self._trials.values() if trial.id not in self._status]
-            self._seconds_left = self._forecast.wall_time(
-                left, max(1, self._workers), warm=bool(self._status)
-            )
-            # A large grid takes seconds to estimate: limit that to a share of the driver's time.
-            now = time.monotonic()
-            self._estimate_again_at = now + max(1.0, (now - begun) / ESTIMATING_SHARE)
-        return self._seconds_left
+    def _is_open(self, trial_id: str) -> bool:
+        """May the trial be in training? One that failed may, in the next pass."""
+        return trial_id in self._trials and self._status.get(trial_id) in {None, "failed"}
+
+    def _list_news(self) -> list[News]:
+        """Of what is in training, the latest last."""
+        return [news for news, _ in list(self._news.values()) if self._is_open(news.trial_id)]
+
+    def _choose_news(self, most: int = MOST_SHOWN) -> tuple[list[News], int]:
+        """What to show, in an order that stays; and of how many more there is news."""
+        news = self._list_news()
+        shown = sorted(news[-most:], key=lambda each: self._trials[each.trial_id].label)
+        return shown, len(news) - len(shown)
+
+    def _describe_news(self, news: News) -> str:
+        label = self._trials[news.trial_id].label
+        epoch, loss, accuracy = self._format_news(news)
+        measured = f", loss {loss}, accuracy {accuracy}" if news.epoch else ""
+        return f"{label}: epoch {epoch}{measured}"
+
+    def _format_news(self, news: News) -> tuple[str, str, str]:
+        epoch = f"{news.epoch}/{self._trials[news.trial_id].epochs}"
+        if not news.epoch:
+            return epoch, "", ""
+        return epoch, f"{news.train_loss:.3g}", f"{100 * news.validation_accuracy:.1f} %"
+
+    def _estimate(self) -> None:
+        """Estimate the time left anew, unless that was done just now."""
+        now = time.monotonic()
+        if not self._workers or now < self._estimate_again_at:
+            return
+        begun, packs = set[str](), list[float]()
+        for news, heard in self._news.values():
+            if self._is_open(news.trial_id):
+                trial = self._trials[news.trial_id]
+                pack = [replace(trial, seed=seed).id for seed in trial.pack]
+                begun.update(pack)
+                left = (trial.epochs - news.epoch) * news.epoch_time
+                if not news.epoch:
+                    left = self._forecast.seconds(trial) * len(pack)
+                packs.append(max(0.0, left - (now - heard)))
+        rest = (
+            trial
+            for trial_id, trial in self._trials.items()
+            if trial_id not in self._status and trial_id not in begun
+        )
+        self._seconds_left = self._forecast.wall_time(
+            rest, max(1, self._workers), warm=bool(self._status or packs), begun=packs
+        )
+        # A large grid takes seconds to estimate: limit that to a share of the driver's time.
+        took = time.monotonic() - now
+        self._estimate_again_at = now + took + max(1.0, took / ESTIMATING_SHARE)
 
 
 class LineProgress(Progress):
-    """For logs and pipes: a line now and then; with `verbose`, one per finished trial."""
+    """For logs and pipes: a line a minute; with `verbose`, one per finished trial."""
 
     def __init__(
         self,
@@ -133,66 +231,69 @@ class LineProgress(Progress):
         self._out = out
         self._name = name
         self._verbose = verbose
-        self._begun = self._printed_at = time.monotonic()
+        self._printed_at = self._begun
         self._has_complained = False
 
     def note_waiting(self, nodes: int, wanted: int) -> None:
         before = self._waiting
         super().note_waiting(nodes, wanted)
         if self._waiting != before:
-            self._print(f"{self._name}: {self.describe()}")
+            self._print_state()
 
     def count_workers(self, workers: int) -> None:
         super().count_workers(workers)
-        self._print(f"{self._name}: {self.describe()}")
+        self._print_state()
 
     def note_running(self, workers: int) -> None:
         super().note_running(workers)
-        if self._lacks_workers and not self._has_complained:
-            self._print(f"{self._name}: {self.describe()}")
+        complains = self._lacks_workers and not self._has_complained
         self._has_complained = self._lacks_workers
+        if complains or time.monotonic() - self._printed_at >= LINE_EVERY:
+            self._print_state()
 
     def note_finish(self, finish: Finish) -> None:
         super().note_finish(finish)
         if self._verbose:
             self._print(format_finish(self._trials[finish.trial_id], finish))
-        now = time.monotonic()
-        if now - self._printed_at >= max(FIRST_LINE_AFTER, (now - self._begun) / 20):
-            self._printed_at = now
-            self._print(f"{self._name}: {self.describe()}")
 
     def note_stop(self) -> None:
         super().note_stop()
-        self._print(f"{self._name}: {self.describe()}")
+        self._print_state()
+
+    def _print_state(self) -> None:
+        """The state, and of what is in training the latest that was heard."""
+        self._printed_at = time.monotonic()
+        latest = [self._describe_news(news) for news in self._list_news() if news.epoch][-1:]
+        self._print("; ".join([f"{self._name}: {self.describe()}", *latest]))
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        print(printable(line), file=self._out, flush=True)
 
 
 class LiveProgress(Progress):
-    """For a terminal: a bar, the counts, and the latest finished trials."""
+    """For a terminal: a bar, the counts, a line for each training, and the latest that finished."""
 
     def __init__(
         self,
         trials: Sequence[Trial],
         forecast: Forecast,
-        out: TextIO,
+        console: Console,
         name: str,
         *,
         verbose: bool = False,
     ) -> None:
         super().__init__(trials, forecast)
-        self._console = Console(file=out, highlight=False)
+        self._console = console
         self._name = name
         self._verbose = verbose
-        self._spinner = Spinner("dots")
+        self._spinner = Spinner("line" if console.options.ascii_only else "dots")
         self._latest: deque[Finish] = deque(maxlen=3)
 
     def note_finish(self, finish: Finish) -> None:
         super().note_finish(finish)
         if self._verbose:
             line = format_finish(self._trials[finish.trial_id], finish)
-            self._console.print(line, markup=False)
+            self._console.print(printable(line), markup=False)
         else:
             self._latest.append(finish)
 
@@ -209,11 +310,77 @@ class LiveProgress(Progress):
             yield
 
     def _render(self) -> Group:
-        headline = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=len(self._trials), completed=self.finished, width=24)
-        headline.add_row(self._spinner, Text(self._name), bar, Text(self.describe()))
-        latest = (format_finish(self._trials[finish.trial_id], finish) for finish in self._latest)
-        return Group(headline, *(Text(f"  {line}") for line in latest))
+        width = min(self._console.width, WIDEST)
+        headline = Table.grid(padding=(0, 1, 0, 0))
+        bar = ProgressBar(total=len(self._trials), completed=self.finished, width=width // 4)
+        count = f"{self.finished} of {len(self._trials)}"
+        headline.add_row(self._spinner, _line(self._name), bar, Text(count, no_wrap=True))
+        latest = [format_finish(self._trials[f.trial_id], f) for f in list(self._latest)]
+        state = Text(self._describe_state())
+        lines = len(state.wrap(self._console, width)) + len(latest) + 4
+        shown, more = self._choose_news(max(1, min(MOST_SHOWN, self._console.height - lines)))
+        return Group(
+            headline,
+            state,
+            *([self._tabulate(shown, width)] if shown else []),
+            *([_line(f"  ... and {more} more in training")] if more else []),
+            *(_line(f"  {line}") for line in latest),
+        )
+
+    def _tabulate(self, shown: Iterable[News], width: int) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(max_width=max(8, width - 30))
+        for _ in range(3):
+            table.add_column(justify="right", no_wrap=True)
+        table.add_row("  in training", "epoch", "loss", "accuracy", style="dim")
+        for news in shown:
+            label = self._trials[news.trial_id].label
+            table.add_row(_line(f"  {label}"), *map(Text, self._format_news(news)))
+        return table
+
+
+def choose_display(
+    trials: Sequence[Trial],
+    forecast: Forecast,
+    out: TextIO,
+    name: str,
+    *,
+    quiet: bool,
+    verbose: bool,
+) -> Progress:
+    """The display that `out` can show."""
+    if quiet:
+        return Progress(trials, forecast)
+    console = Console(file=out, highlight=False)
+    if out.isatty() and not console.is_dumb_terminal:
+        return LiveProgress(trials, forecast, console, name, verbose=verbose)
+    return LineProgress(trials, forecast, out, name, verbose=verbose)
+
+
+def describe_failures(tally: Tally, failed: Sequence[Trial], location: str) -> Iterator[str]:
+    """A line for each trial that failed, with its last failure."""
+    for trial in failed[:NAMED_FAILURES]:
+        last = tally.failures[trial.id][-1]
+        yield f"failed: {trial.label}: {last.kind} (start {last.attempt}): {clip(last.message)}"
+    if (more := len(failed) - NAMED_FAILURES) > 0:
+        yield f"failed: {more} more; by cause: python -m harness.status {shlex.quote(location)}"
+
+
+def describe_stop(tally: Tally, tried: Sequence[Trial], stopped: Sequence[Trial]) -> str:
+    """What an interrupted run has kept, and what became of the trainings that it stopped."""
+    finished = sum(trial.id in tally.rows for trial in tried)
+    dropped = sum(tally.is_open(trial) for trial in stopped)
+    ended = len(stopped) - dropped
+    of_them = f", {ended} of them after the signal" if ended else ""
+    return (
+        f"interrupted: {format_count(finished, 'trial')} finished and kept{of_them}; "
+        f"{format_count(dropped, 'training')} dropped, which start again or at their last checkpoint"
+    )
+
+
+def _line(text: str) -> Text:
+    """Anybody's text on one line, cut where the terminal ends."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def format_finish(trial: Trial, finish: Finish) -> str:

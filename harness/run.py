@@ -26,19 +26,16 @@ from typing import TYPE_CHECKING
 from harness.cluster.machine import refuse_unfit_machine
 from harness.cluster.request import Request, refuse_caches_of_ray
 from harness.plan import Options, Outlook, describe_plan
-from harness.progress import LineProgress, LiveProgress, Progress
+from harness.progress import Progress, choose_display, describe_failures, describe_stop
 from harness.study.errors import GridError, HarnessError, StoreError
 from harness.study.terminal import Parser, say
 from harness.study.trials import Trial
-from harness.study.wording import clip, format_count, format_duration
+from harness.study.wording import format_count, format_duration
 from harness.training.provenance import digest_code
 
 if TYPE_CHECKING:
-    from harness.results import Snapshot, Store, Tally
+    from harness.results import Lease, Snapshot, Store, Tally
     from harness.study.grid import Grid
-
-NAMED_FAILURES = 10
-"""Failures that the end of a run lists; the rest is counted."""
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 NOT_READY = 1
@@ -272,10 +269,10 @@ def _run(options: Options, command: str) -> int:
         return DONE if report.is_well else NOT_READY
     begun = time.monotonic()
     stop = Event()
-    outlook, tried = _train_rounds(grid, outlook, store, stop, options)
+    outlook, tried, stopped = _train_rounds(grid, outlook, store, stop, options)
     tally = outlook.tally
     failed = [trial for trial in outlook.asked if trial.id in tally.failures]
-    for line in describe_failures(tally, failed):
+    for line in describe_failures(tally, failed, location):
         say(line, is_error=True)
     if not options.quiet:
         took = f"in {format_duration(time.monotonic() - begun)}" if tried else "nothing to train"
@@ -288,7 +285,8 @@ def _run(options: Options, command: str) -> int:
             say(f"once the cause is fixed: {command} --retry-failed")
         say(f"rows: {location}")
     if stop.is_set() and any(tally.is_open(trial) for trial in tried):
-        say(f"interrupted; finished trials are kept. To resume: {command}", is_error=True)
+        say(describe_stop(tally, tried, stopped), is_error=True)
+        say(f"To resume: {command}", is_error=True)
         return INTERRUPTED
     if not options.quiet:
         say(f"report: python -m analysis.report {shlex.quote(location)}")
@@ -307,11 +305,14 @@ def _load_grid(options: Options) -> Grid:
 
 def _train_rounds(
     grid: Grid, outlook: Outlook, store: Store, stop: Event, options: Options
-) -> tuple[Outlook, list[Trial]]:
-    """Train what is missing, then what the tuning stage adds; returns all trials that were tried."""
+) -> tuple[Outlook, list[Trial], Sequence[Trial]]:
+    """Train what is missing, then what the tuning stage adds.
+
+    Returns also all trials that were tried, and those that were in training when `stop` was set.
+    """
     tried: list[Trial] = []
     if not outlook.missing and _is_planned(grid, outlook):
-        return outlook, tried
+        return outlook, tried, ()
     if outlook.missing and not options.accept_other_code:
         refuse_other_code(outlook.tally, store.location)
     if not options.quiet and (plan := outlook.snapshot.plan):
@@ -325,6 +326,7 @@ def _train_rounds(
     from harness.results import Lease, keep_networks, sweep, take_snapshot  # noqa: PLC0415  pyarrow
     from harness.results.store import name_some  # noqa: PLC0415  the same
 
+    stopped: tuple[Trial, ...] = ()
     run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     with Lease(store, run, join=options.join, stop=stop) as lease:
         if not options.quiet and (strangers := store.list_strangers()):
@@ -334,15 +336,15 @@ def _train_rounds(
             store.write_plan(grid.plan, outlook.tally.trials, grid.source)
             store.write_choices(outlook.choices)
             if not outlook.missing:
-                return outlook, tried
+                return outlook, tried, stopped
             tried += outlook.missing
             sweep(store, lease)
-            _train(grid, outlook, store, run, stop, options)
+            stopped = _train(grid, outlook, store, lease, stop, options).stopped
             planned = len(outlook.tally.trials)
             snapshot = take_snapshot(store, since=outlook.snapshot)
             outlook = Outlook.of(grid, snapshot, options)
             if stop.is_set() or options.limit or len(outlook.tally.trials) == planned:
-                return outlook, tried
+                return outlook, tried, stopped
 
 
 def _is_planned(grid: Grid, outlook: Outlook) -> bool:
@@ -403,17 +405,14 @@ def refuse_other_code(tally: Tally, location: str) -> None:
 
 
 def _train(
-    grid: Grid, outlook: Outlook, store: Store, run: str, stop: Event, options: Options
-) -> None:
+    grid: Grid, outlook: Outlook, store: Store, lease: Lease, stop: Event, options: Options
+) -> Progress:
     missing, forecast, timeout = outlook.missing, outlook.forecast, options.trial_timeout
-    if options.quiet:
-        progress = Progress(missing, forecast)
-    elif sys.stderr.isatty():
-        progress = LiveProgress(missing, forecast, sys.stderr, grid.name, verbose=options.verbose)
-    else:
-        progress = LineProgress(missing, forecast, sys.stderr, grid.name, verbose=options.verbose)
+    how = {"quiet": options.quiet, "verbose": options.verbose}
+    progress = choose_display(missing, forecast, sys.stderr, grid.name, **how)
+    lease.describe = progress.list_lines
     with (
-        _log_into(store.location, run),
+        _log_into(store.location, lease.run),
         _stop_on_signals(stop, progress),
         progress.shown(),
     ):
@@ -423,16 +422,16 @@ def _train(
             missing,
             store,
             _request(missing, options),
-            run=run,
+            run=lease.run,
             estimate=forecast.seconds,
             limit=forecast.limit if timeout is None else lambda _: timeout,
             watcher=progress,
             stop=stop,
         )
+    return progress
 
 
 def _request(trials: Sequence[Trial], options: Options) -> Request:
-
     return Request(
         address=options.address,
         cpus_per_trial=options.cpus_per_trial or max(trial.threads for trial in trials),
@@ -440,15 +439,6 @@ def _request(trials: Sequence[Trial], options: Options) -> Request:
         max_concurrent=options.max_concurrent,
         wait_for_nodes=options.wait_for_nodes,
     )
-
-
-def describe_failures(tally: Tally, failed: Sequence[Trial]) -> Iterator[str]:
-    """A line for each trial that failed, with its last failure."""
-    for trial in failed[:NAMED_FAILURES]:
-        last = tally.failures[trial.id][-1]
-        yield f"failed: {trial.label}: {last.kind} (start {last.attempt}): {clip(last.message)}"
-    if len(failed) > NAMED_FAILURES:
-        yield f"failed: {len(failed) - NAMED_FAILURES} more"
 
 
 @contextmanager

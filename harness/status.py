@@ -23,12 +23,16 @@ from harness.study.wording import clip, format_count, format_duration
 
 if TYPE_CHECKING:
     from harness.results import Snapshot, Store, Tally
+    from harness.results.lease import Claim
 
 NAMED_TRIALS = 3
 """Trials that a group of failures lists by name; the rest are counted."""
 
 SHORTEST_WATCH = 2.0
 """Least seconds between two updates of --watch; longer if an update takes long."""
+
+LATE_AFTER = 30.0
+"""Seconds without a sign of life after which that is said of a run; a few heartbeats."""
 
 _NAMED_BY_LABEL = {"dataset", "architecture", "depth", "placement", "program", "seed"}
 
@@ -52,8 +56,8 @@ class Status:
 
     snapshot: Snapshot
     tally: Tally
-    runs: tuple[str, ...]
-    """The active runs, in words."""
+    runs: tuple[Claim, ...]
+    """The active runs, and those that ended without a word."""
 
     @classmethod
     def of(cls, store: Store, since: Snapshot | None = None) -> Status:
@@ -121,7 +125,8 @@ class Status:
             strangers = format_count(self.tally.strangers, "more finished trial")
             yield f"{strangers}, left out of this plan"
         yield f"last activity {_say_age(self.snapshot.last_activity)}"
-        yield from (f"going on: {run}" for run in self.runs)
+        for run in self.runs:
+            yield from _describe_run(run)
         cells = [(clip(cell), counts) for cell, counts in self.count_by_cell().items()]
         width = max((len(cell) for cell, _ in cells), default=0)
         yield ""
@@ -152,6 +157,7 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """The same status for programs."""
         last = self.snapshot.last_activity
+        alive = [run for run in self.runs if run.is_alive]
         counts = Counter(map(self.tally.outcome, self.tally.trials))
         return {
             "location": self.snapshot.location,
@@ -165,7 +171,8 @@ class Status:
             "strangers": self.tally.strangers,
             "attempts_made_good": self.made_good,
             "last_activity": last and datetime.fromtimestamp(last, UTC).isoformat(),
-            "runs": list(self.runs),
+            "runs": [run.words for run in alive],
+            "progress": [line for run in alive for line in run.progress],
             "cells": [{"cell": cell, **counts} for cell, counts in self.count_by_cell().items()],
             "failures": [asdict(cause) for cause in self.list_causes()],
             "damage": [
@@ -201,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.write(json.dumps(status.to_json()) + "\n")  # ASCII, and never cut
                 sys.stdout.flush()
             else:
-                if options.watch and sys.stdout.isatty():
+                if options.watch and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
                     sys.stdout.write("\x1b[H\x1b[2J")  # cursor home, then clear the last output
                 say(status.describe())
             if not options.watch:
@@ -215,6 +222,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has closed the pipe; discard what Python still buffers
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _describe_run(run: Claim) -> Iterator[str]:
+    if not run.is_alive:
+        yield f"ended without a word: {run.words}, last heard of {format_duration(run.age)} ago"
+        return
+    yield f"going on: {run.words}"
+    told = f", as of {format_duration(run.age)} ago"
+    late = "; it is late, and counts as dead in a minute" if run.age > LATE_AFTER else ""
+    for line in run.progress[:1]:
+        yield f"  {clip(line)}{told}{late}"
+    yield from (f"    {clip(line)}" for line in run.progress[1:])
 
 
 def _name_cell(trial: Trial) -> str:

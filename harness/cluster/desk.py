@@ -15,6 +15,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from harness.cluster.costs import count_worthwhile_workers
 from harness.cluster.guard import START, describe_silence
+from harness.cluster.news import read_news
 from harness.cluster.nodes import name_nodes
 from harness.cluster.ray_internals import find_reserved_nodes
 from harness.cluster.request import Finish, Watcher
@@ -46,13 +47,22 @@ class Desk(tune.Callback):
     """The driver's side of one pass: passes on what is reported, writes down what is lost."""
 
     def __init__(
-        self, shards: Sequence[Shard], store: Store, run: str, watcher: Watcher, stop: Event
+        self,
+        shards: Sequence[Shard],
+        store: Store,
+        run: str,
+        watcher: Watcher,
+        stop: Event,
+        *,
+        news_every: float = 1.0,
     ) -> None:
         self._shards = shards
         self._store = store
         self._run = run
         self._watcher = watcher
         self._stop = stop
+        self._news_every = news_every
+        self._read_news_at = 0.0
         self._reserved_at = float("inf")
         self._looked_at = time.monotonic()
         self._running: set[int] = set()
@@ -90,6 +100,10 @@ class Desk(tune.Callback):
     def on_step_begin(self, *_: object, **__: object) -> None:
         """Many times a second: a watcher is to notice that nothing happens, too."""
         self._watcher.note_running(len(self._running))
+        if (begun := time.monotonic()) >= self._read_news_at:
+            self._watcher.note_news(read_news(self._run, sorted(self._running)))
+            took = time.monotonic() - begun
+            self._read_news_at = begun + max(self._news_every, 20 * took)
         if time.monotonic() > self._looked_at + LOOK_EVERY:
             self._looked_at = time.monotonic()
             self._look_for_starts()

@@ -21,6 +21,7 @@ from ray import tune
 from harness.cluster.connection import connect
 from harness.cluster.costs import count_worthwhile_workers
 from harness.cluster.desk import Demand, Desk, StopWhenWanted
+from harness.cluster.news import forget_news
 from harness.cluster.nodes import count_room_to_come, place, wait_for_nodes
 from harness.cluster.request import Request, Watcher
 from harness.cluster.scratch import make_scratch
@@ -98,7 +99,9 @@ def train_missing(
                 )
             ]
             _log.info("pass: %d packs in %d shards, %d workers", len(packs), len(shards), workers)
-            desk = Desk(shards, store, run, watcher, stop)
+            # Tune takes in some hundred reports a second, whatever the number of workers.
+            report_every = max(1.0, 0.02 * hands)
+            desk = Desk(shards, store, run, watcher, stop, news_every=report_every)
             most = 1 if suspects else request.max_concurrent
             demand = Demand(desk, estimate, most=most, workers=workers, scales=to_come > 0)
             worker_setup = {
@@ -109,10 +112,10 @@ def train_missing(
                 "train": train,
                 "keep_every": keep_every,
                 "code_digest": digest_code(),
-                # Tune takes in some hundred reports a second, whatever the number of workers.
-                "report_every": max(1.0, 0.02 * hands),
+                "report_every": report_every,
             }
             complaint = _fit(worker_setup, len(shards), resources, demand, desk)
+            forget_news(run)
             desk.raise_if_broken()
             before, standing = standing, Standing.read(store, run)
             suspects = [pack for pack in desk.suspects if not standing.is_over(pack)]

@@ -99,6 +99,7 @@ class Forecast:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self._of_cell: dict[Trial, _Record] = defaultdict(_Record)
+        self._under_way: dict[Trial, float] = {}  # by cell, until a trial of it is finished
         self._scales: dict[int, float] = {}  # by pack size, until another trial is finished
 
     def prepare(self, trials: Iterable[Trial]) -> None:
@@ -124,20 +125,40 @@ class Forecast:
     def note(self, trial: Trial, seconds: float) -> None:
         """Learn from a finished trial."""
         self._of_cell[_cell(trial)].note(seconds)
+        self._under_way.pop(_cell(trial), None)
         self._scales.clear()
+
+    def note_pace(self, trial: Trial, seconds: float) -> None:
+        """Learn from the epochs of a trial in training, until one of its cell is finished."""
+        if (cell := _cell(trial)) not in self._of_cell:
+            self._under_way[cell] = seconds
+            self._scales.clear()
 
     def seconds(self, trial: Trial) -> float:
         """Seconds that the trial will take on one worker."""
         if known := self._of_cell.get(_cell(trial)):
             return known.seconds / known.trials
+        if under_way := self._under_way.get(_cell(trial)):
+            return under_way
         size = trial.pack_size
         if size not in self._scales:
             self._scales[size] = self._measure_scale(size)
         return self._scales[size] * guess_seconds(trial, self._device)
 
-    def wall_time(self, trials: Iterable[Trial], workers: int, *, warm: bool = False) -> float:
-        """Seconds until so many workers, warm or yet to be started, will have trained them all."""
-        durations = list(map(self.seconds, trials))
+    def wall_time(
+        self,
+        trials: Iterable[Trial],
+        workers: int,
+        *,
+        warm: bool = False,
+        begun: Iterable[float] = (),
+    ) -> float:
+        """Seconds until so many workers, warm or yet to be started, will have trained them all.
+
+        Units:
+            begun: seconds that each training takes which has begun, and is not among the trials.
+        """
+        durations = [*map(self.seconds, trials), *begun]
         start_up = 0.0 if warm or not durations else START_UP
         return start_up + max(sum(durations) / workers, *durations, 0.0)
 
@@ -159,7 +180,11 @@ class Forecast:
 
     def _measure_scale(self, pack_size: int) -> float:
         of_size = {c: known for c, known in self._of_cell.items() if c.pack_size == pack_size}
-        known = of_size or self._of_cell
+        known = (
+            of_size
+            or self._of_cell
+            or {cell: _Record(1, seconds) for cell, seconds in self._under_way.items()}
+        )
         guessed = sum(of.trials * guess_seconds(c, self._device) for c, of in known.items())
         return sum(of.seconds for of in known.values()) / guessed if known else 1.0
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import subprocess
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,17 +28,22 @@ try:
     from ray._private.authentication import authentication_token_setup as tokens
     from ray._private.state import state
     from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental import internal_kv
 
     START_PROCESS = services.ConsolePopen
     SET_SIGTERM_HANDLER = utils.set_sigterm_handler
     GET_CLUSTER_CONFIG = state.get_cluster_config
     SAVE_TOKEN = tokens.generate_and_save_token
+    GET_HEAD = internal_kv.internal_kv_get_gcs_client
     IS_OPEN_TO_NEIGHBOURS = ray_constants.ENABLE_RAY_CLUSTER
 except (ImportError, AttributeError) as error:
     raise ClusterError(
         f"Ray {ray.__version__} has moved a part that is needed here ({error}); "
         "install the tested version: pip install -c constraints.txt ray"
     ) from error
+
+_SHELF = b"bn-order"
+"""The namespace of our values in Ray's head."""
 
 
 @contextmanager
@@ -138,6 +143,33 @@ def find_reserved_nodes() -> set[str]:
         if group["state"] == "CREATED" and group["placement_group_id"].endswith(job)
         for node in group["bundles_to_node_id"].values()
     }
+
+
+def put_value(name: str, value: bytes) -> None:
+    """Keep a small value in the memory of Ray's head, in place of an earlier one.
+
+    The public ways from a worker to its driver are an actor, which is one more process to start,
+    and the result of a task, which comes at its end.
+    """
+    GET_HEAD().internal_kv_put(name.encode(), value, True, _SHELF)
+
+
+def get_values(names: Sequence[str], *, patience: float) -> list[bytes]:
+    """What is kept under these names, of those that keep anything.
+
+    Units:
+        patience: seconds.
+    """
+    if not names:
+        return []
+    keys = [name.encode() for name in names]
+    found = GET_HEAD().internal_kv_multi_get(keys, _SHELF, patience)
+    return [found[key] for key in keys if key in found]
+
+
+def drop_values(prefix: str) -> None:
+    """Keep no more what has a name that begins so."""
+    GET_HEAD().internal_kv_del(prefix.encode(), True, _SHELF)
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,12 +31,31 @@ class Finish:
     wall_time: float = float("nan")
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """How far the training of a pack is, as its worker tells it.
+
+    Units:
+        epoch: epochs that have ended.
+        epoch_time: seconds, of the last epoch and the whole pack.
+    """
+
+    trial_id: str
+    """Of the first of the pack that is asked for."""
+    epoch: int = 0
+    train_loss: float = float("nan")
+    """This and the accuracy are means over the pack."""
+    validation_accuracy: float = float("nan")
+    epoch_time: float = float("nan")
+
+
 class Watcher(Protocol):
     """Is told, in the driver, what happens."""
 
     def note_waiting(self, nodes: int, wanted: int) -> None: ...
     def count_workers(self, workers: int) -> None: ...
     def note_running(self, workers: int) -> None: ...
+    def note_news(self, news: Sequence[News]) -> None: ...
     def note_finish(self, finish: Finish) -> None: ...
 
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from harness.study.errors import StoreError
-from harness.study.records import FailureKind, FailureRow
+from harness.study.records import EpochRow, FailureKind, FailureRow
 from harness.study.trials import Trial
 from harness.training.provenance import digest_code
 
@@ -114,6 +114,8 @@ class Start:
     """Seconds after which what the training has come to is kept in `partial` again."""
     has_raised: bool = False
     """An earlier start in this run ended in an exception: this one does without what may fail."""
+    tell: Callable[[Sequence[EpochRow]], None] | None = None
+    """Is given the rows of each epoch as it ends, and returns at once."""
 
 
 @dataclass(frozen=True, slots=True)

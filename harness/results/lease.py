@@ -12,8 +12,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +30,19 @@ STALE_AFTER = 60.0  # seconds without a heartbeat after which a run counts as de
 LARGEST_CLAIM = 65_536  # bytes; ours have a few hundred
 
 _FACTS = {"host", "pid", "machine", "started"}
-"""The fields of our claims."""
+"""The fields of our claims, and `progress`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run, as its file in `active/` tells it."""
+
+    words: str
+    is_alive: bool
+    progress: tuple[str, ...]
+    """How far it is, in lines, as it was at the last heartbeat."""
+    age: float
+    """Seconds since then."""
 
 
 class Lease:
@@ -50,6 +63,7 @@ class Lease:
         self._store = store
         self._place = store.place
         self._location = store.location
+        self.run = run
         self._name = f"{run}.json"
         self._path = f"active/{self._name}"
         self._join = join
@@ -57,6 +71,8 @@ class Lease:
         self._over = threading.Event()
         self._stop = stop or self._over
         self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self.describe: Callable[[], Sequence[str]] = tuple
+        """How far the run is, in lines: each heartbeat carries it to those who watch the folder."""
 
     def __enter__(self) -> Self:
         self._store.refuse_foreign_folder()
@@ -83,6 +99,7 @@ class Lease:
             "pid": os.getpid(),
             "machine": _machine(),
             "started": self._started.isoformat(timespec="seconds"),
+            "progress": list(self.describe()),
         }
         self._place.replace(self._path, json.dumps(claim).encode())
 
@@ -115,7 +132,7 @@ class Lease:
             claim = _read_claim(self._place, f"active/{file.name}")
             if _is_alive(claim, file, now):
                 others.append(_describe(claim, file))
-            elif claim.keys() == _FACTS:
+            elif claim.keys() - {"progress"} == _FACTS:
                 self._place.remove(f"active/{file.name}")
         return others
 
@@ -125,15 +142,28 @@ def hold(store: Store, command: str, *, join: bool = False) -> Lease:
     return Lease(store, f"{command}-{datetime.now(UTC):%Y%m%dT%H%M%S}", join=join)
 
 
-def list_claims(place: Place, *, now: float) -> list[str]:
-    """The runs that are alive, in words; changes no file.
+def list_claims(place: Place, *, now: float) -> list[Claim]:
+    """The runs that are alive, and those that ended without a word; changes no file.
 
     Units:
         now: seconds since 1970.
     """
     files = filter(_may_be_a_claim, place.list_files("active"))
     claims = [(_read_claim(place, f"active/{file.name}"), file) for file in files]
-    return [_describe(claim, file) for claim, file in claims if _is_alive(claim, file, now)]
+    return [
+        Claim(
+            _describe(claim, file),
+            _is_alive(claim, file, now),
+            _read_progress(claim),
+            max(0.0, now - file.modified),
+        )
+        for claim, file in claims
+    ]
+
+
+def _read_progress(claim: dict[str, Any]) -> tuple[str, ...]:
+    lines = claim.get("progress")
+    return tuple(map(str, lines)) if isinstance(lines, list) else ()
 
 
 def _may_be_a_claim(file: File) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -56,13 +56,15 @@ def train_pack(
     run: str = "",
     checkpoint: Checkpoint | None = None,
     captured: bool = True,
+    tell: Callable[[Sequence[EpochRow]], None] | None = None,
 ) -> list[TrialRows]:
     """Train the pack that `trials` belong to and return the rows of each of them, in their order.
 
     Trains the whole pack even if `trials` are only some of it: the sums of a grouped network
     depend on how many groups there are. Resumes from `checkpoint` if it holds one; the rows then
     equal, bit for bit, those of an uninterrupted run. On a GPU steps are `captured` unless told
-    otherwise, which is faster and gives the same rows.
+    otherwise, which is faster and gives the same rows. After each epoch `tell` is given its row for
+    each replica whose loss is still finite; it must return at once.
 
     Raises:
         DataError: the training images are fewer than one batch, or than `train_images`.
@@ -105,6 +107,8 @@ def train_pack(
         validation = evaluate(network, images.validation)
         ledger.close_epoch(validation, lr=schedule[step - 1], seconds=clock.end_epoch())
         epoch += 1
+        if tell is not None:
+            tell(ledger.last_rows(replicas))
         if checkpoint is not None:
             checkpoint.keep(resumable, epoch)
     test = evaluate(network, images.test)
@@ -245,6 +249,14 @@ class Ledger:
 
     def epoch_rows(self, replica: int, trial_id: str) -> tuple[EpochRow, ...]:
         return tuple(EpochRow(trial_id=trial_id, **epoch) for epoch in self._epochs[replica])
+
+    def last_rows(self, replicas: Sequence[Trial]) -> list[EpochRow]:
+        """The epoch just closed, of the replicas that are still finite."""
+        return [
+            EpochRow(trial_id=replica.id, **epochs[-1])
+            for replica, epochs, at in zip(replicas, self._epochs, self.diverged_at, strict=True)
+            if at is None
+        ]
 
     def outcome(self, replica: int, test: Score, quality: Quality) -> dict[str, Any]:
         """The columns of `Outcome` that exist only where the losses stayed finite."""

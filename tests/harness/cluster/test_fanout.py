@@ -34,6 +34,7 @@ class Notebook:
 
     def __init__(self) -> None:
         self.finishes = []
+        self.news = []
 
     def note_waiting(self, nodes, wanted):
         pass
@@ -43,6 +44,9 @@ class Notebook:
 
     def note_running(self, workers):
         pass
+
+    def note_news(self, news):
+        self.news += news
 
     def note_finish(self, finish):
         self.finishes.append(finish)
