@@ -44,6 +44,9 @@ MOST_SHOWN = 16
 NAMED_FAILURES = 10
 """Failures that the end of a run lists; the rest is counted."""
 
+NARROW = 60
+"""Columns below which the loss is left out."""
+
 WIDEST = 100
 """Columns that the display takes of a terminal."""
 
@@ -113,7 +116,10 @@ class Progress:
         self._estimate()
 
     def note_stop(self) -> None:
-        self._stopping = f"stopping: {format_count(self._running, 'worker')} may take 5 s more, then what is in training is dropped; Ctrl-C again stops at once"
+        self._stopping = (
+            f"stopping: what {format_count(self._running, 'worker')} train is dropped unless it ends "
+            "within 5 s; Ctrl-C again stops at once"
+        )
         self.stopped = tuple(self._trials[news.trial_id] for news in self._list_news())
 
     @contextmanager
@@ -172,20 +178,28 @@ class Progress:
     def _choose_news(self, most: int = MOST_SHOWN) -> tuple[list[News], int]:
         """What to show, in an order that stays; and of how many more there is news."""
         news = self._list_news()
-        shown = sorted(news[-most:], key=lambda each: self._trials[each.trial_id].label)
+        shown = sorted(news[-most:], key=self._label)
         return shown, len(news) - len(shown)
 
     def _describe_news(self, news: News) -> str:
-        label = self._trials[news.trial_id].label
+        label = self._label(news)
         epoch, loss, accuracy = self._format_news(news)
         measured = f", loss {loss}, accuracy {accuracy}" if news.epoch else ""
         return f"{label}: epoch {epoch}{measured}"
+
+    def _label(self, news: News) -> str:
+        """The name of a trial; of a pack, with all its seeds."""
+        trial = self._trials[news.trial_id]
+        if trial.pack_size == 1:
+            return trial.label
+        cell = trial.label.removesuffix(f"seed {trial.seed}")
+        return f"{cell}seeds {trial.pack[0]} to {trial.pack[-1]}"
 
     def _format_news(self, news: News) -> tuple[str, str, str]:
         epoch = f"{news.epoch}/{self._trials[news.trial_id].epochs}"
         if not news.epoch:
             return epoch, "", ""
-        return epoch, f"{news.train_loss:.3g}", f"{100 * news.validation_accuracy:.1f} %"
+        return epoch, f"{news.train_loss:.3f}", f"{100 * news.validation_accuracy:.1f} %"
 
     def _estimate(self) -> None:
         """Estimate the time left anew, unless that was done just now."""
@@ -328,14 +342,16 @@ class LiveProgress(Progress):
         )
 
     def _tabulate(self, shown: Iterable[News], width: int) -> Table:
+        is_narrow = width < NARROW
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(max_width=max(8, width - 30))
-        for _ in range(3):
+        table.add_column(max_width=width - (17 if is_narrow else 25))
+        for _ in range(2 if is_narrow else 3):
             table.add_column(justify="right", no_wrap=True)
-        table.add_row("  in training", "epoch", "loss", "accuracy", style="dim")
-        for news in shown:
-            label = self._trials[news.trial_id].label
-            table.add_row(_line(f"  {label}"), *map(Text, self._format_news(news)))
+        rows = [("in training", ("epoch", "loss", "accuracy"))]
+        rows += [(self._label(news), self._format_news(news)) for news in shown]
+        for name, (epoch, loss, accuracy) in rows:
+            numbers = [epoch, accuracy] if is_narrow else [epoch, loss, accuracy]
+            table.add_row(_line(name if is_narrow else f"  {name}"), *map(Text, numbers))
         return table
 
 
@@ -368,14 +384,14 @@ def describe_failures(tally: Tally, failed: Sequence[Trial], location: str) -> I
 
 def describe_stop(tally: Tally, tried: Sequence[Trial], stopped: Sequence[Trial]) -> str:
     """What an interrupted run has kept, and what became of the trainings that it stopped."""
-    finished = sum(trial.id in tally.rows for trial in tried)
+    finished = format_count(sum(trial.id in tally.rows for trial in tried), "trial")
     dropped = sum(tally.is_open(trial) for trial in stopped)
-    ended = len(stopped) - dropped
-    of_them = f", {ended} of them after the signal" if ended else ""
-    return (
-        f"interrupted: {format_count(finished, 'trial')} finished and kept{of_them}; "
-        f"{format_count(dropped, 'training')} dropped, which start again or at their last checkpoint"
-    )
+    parts = [f"interrupted: {finished} of this run finished and kept"]
+    if ended := len(stopped) - dropped:
+        parts.append(f"{ended} of {len(stopped)} in training ended in time")
+    if dropped:
+        parts.append(f"{dropped} dropped, to start again or at a checkpoint")
+    return "; ".join(parts)
 
 
 def _line(text: str) -> Text:

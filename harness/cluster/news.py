@@ -45,8 +45,32 @@ class Teller:
         self._is_new = threading.Event()
         threading.Thread(target=self._send, name="news", daemon=True).start()
 
-    def tell(self, shard: int, news: News) -> None:
-        """Replace what waits to be sent; returns at once."""
+    def begin(self, shard: int, pack: Pack) -> Callable[[Sequence[EpochRow]], None]:
+        """Tell that a training begins; returns what is to be given the rows of each epoch.
+
+        Both return at once: what waits to be sent is replaced.
+        """
+        seconds: list[float] = []
+
+        def tell(rows: Sequence[EpochRow]) -> None:
+            if not rows:  # every replica has diverged, and the training is over
+                return
+            seconds.append(rows[0].wall_time * len(pack[0].pack))
+            self._replace(
+                shard,
+                News(
+                    pack[0].id,
+                    rows[0].epoch,
+                    fmean(row.train_loss for row in rows),
+                    fmean(row.validation_accuracy for row in rows),
+                    fmean(seconds),
+                ),
+            )
+
+        self._replace(shard, News(pack[0].id))
+        return tell
+
+    def _replace(self, shard: int, news: News) -> None:
         self._latest = shard, news
         self._is_new.set()
 
@@ -58,19 +82,6 @@ class Teller:
             with suppress(Exception):  # whoever lost the driver hears of it from Ray
                 self._put(_name(self._run, shard), json.dumps(asdict(news)).encode())
             time.sleep(self._every)
-
-
-def summarize(pack: Pack, rows: Sequence[EpochRow]) -> News:
-    """The news in the rows of an epoch: of the pack's replicas that are still finite, the means."""
-    if not rows:
-        return News(pack[0].id)
-    return News(
-        pack[0].id,
-        rows[0].epoch,
-        fmean(row.train_loss for row in rows),
-        fmean(row.validation_accuracy for row in rows),
-        rows[0].wall_time * len(pack[0].pack),
-    )
 
 
 def read_news(run: str, shards: Iterable[int]) -> list[News]:

@@ -13,7 +13,7 @@ import socket
 import struct
 import subprocess
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ try:
     SET_SIGTERM_HANDLER = utils.set_sigterm_handler
     GET_CLUSTER_CONFIG = state.get_cluster_config
     SAVE_TOKEN = tokens.generate_and_save_token
-    GET_HEAD = internal_kv.internal_kv_get_gcs_client
+    GET_HEAD: Callable[[], Any] = internal_kv.internal_kv_get_gcs_client
     IS_OPEN_TO_NEIGHBOURS = ray_constants.ENABLE_RAY_CLUSTER
 except (ImportError, AttributeError) as error:
     raise ClusterError(

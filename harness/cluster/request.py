@@ -37,7 +37,7 @@ class News:
 
     Units:
         epoch: epochs that have ended.
-        epoch_time: seconds, of the last epoch and the whole pack.
+        epoch_time: seconds, the mean of the epochs since this start, of the whole pack.
     """
 
     trial_id: str

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from harness.cluster.news import Teller, summarize
-from harness.cluster.request import Finish, News
+from harness.cluster.news import Teller
+from harness.cluster.request import Finish
 from harness.cluster.shards import Due, Partial, Shard, Standing, Start, classify, write_failures
 from harness.results.networks import provide_network
 from harness.study.errors import ClusterError, HarnessError
@@ -110,8 +110,8 @@ class Worker(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._shard_number: int = new_config["shard"]
-        self._shard: Shard = ray.get(self._shards[self._shard_number])
+        self._number: int = new_config["shard"]
+        self._shard: Shard = ray.get(self._shards[self._number])
         self._open: deque[Due] | None = None
         return True
 
@@ -150,9 +150,8 @@ class Worker(tune.Trainable):
             partial,
             self._keep_every,
             self._standing.has_raised(due.pack),
-            lambda rows: self._tell(summarize(due.pack, rows)),
+            self._teller.begin(self._number, due.pack),
         )
-        self._tell(News(due.pack[0].id))
         try:
             if self._train is train_with_torch:
                 load_once(
@@ -178,9 +177,6 @@ class Worker(tune.Trainable):
             finishes.append(Finish(row.trial_id, row.status, row.test_accuracy, row.wall_time))
         partial.drop()
         return finishes
-
-    def _tell(self, news: News) -> None:
-        self._teller.tell(self._shard_number, news)
 
     @contextmanager
     def _limited(self, due: Due) -> Iterator[None]:

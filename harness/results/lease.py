@@ -132,7 +132,7 @@ class Lease:
             claim = _read_claim(self._place, f"active/{file.name}")
             if _is_alive(claim, file, now):
                 others.append(_describe(claim, file))
-            elif claim.keys() - {"progress"} == _FACTS:
+            elif _is_ours(claim):
                 self._place.remove(f"active/{file.name}")
         return others
 
@@ -153,11 +153,12 @@ def list_claims(place: Place, *, now: float) -> list[Claim]:
     return [
         Claim(
             _describe(claim, file),
-            _is_alive(claim, file, now),
+            is_alive,
             _read_progress(claim),
             max(0.0, now - file.modified),
         )
         for claim, file in claims
+        if (is_alive := _is_alive(claim, file, now)) or _is_ours(claim)
     ]
 
 
@@ -168,6 +169,10 @@ def _read_progress(claim: dict[str, Any]) -> tuple[str, ...]:
 
 def _may_be_a_claim(file: File) -> bool:
     return file.name.endswith(".json") and not file.name.startswith(".")
+
+
+def _is_ours(claim: dict[str, Any]) -> bool:
+    return claim.keys() - {"progress"} == _FACTS
 
 
 def _is_alive(claim: dict[str, Any], file: File, now: float) -> bool:

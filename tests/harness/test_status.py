@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from harness.results.lease import Lease
 from harness.results.store import Store
-from harness.status import Status, main
+from harness.status import LATE_AFTER, Status, main
 from harness.study.records import AnalysisPlan
 from harness.study.terminal import printable
 from tests.builders import make_failure, make_rows, make_trial
@@ -111,11 +112,52 @@ def test_a_run_that_is_going_on_is_named_and_a_dead_one_is_not(tmp_path):
     store.write_plan(AnalysisPlan(grid="small"), TRIALS, "")
     with Lease(store, "first"):
         [run] = Status.of(store).runs
-        assert run.startswith("first on ")
+        assert run.is_alive
+        assert run.words.startswith("first on ")
         then = time.time() - 1e4
         os.utime(tmp_path / "active/first.json", (then, then))
-        assert Status.of(store).runs == ()
+        [run] = Status.of(store).runs
+        assert not run.is_alive
+        said = Status.of(store).describe()
+        assert "going on" not in said
+        assert f"ended without a word: {run.words}, last heard of 2 h 46 min ago" in said
         assert (tmp_path / "active/first.json").exists()  # who looks on removes nothing
+
+
+def test_what_a_run_shows_is_shown_to_those_who_watch_its_folder(store, capsys):
+    with Lease(store, "first") as lease:
+        lease.describe = lambda: ["1 of 6, 2 running", "digits mlp-3 after seed 0: epoch 3/12"]
+        lease.renew()
+        lines = Status.of(store).describe().splitlines()
+        at = next(at for at, line in enumerate(lines) if line.startswith("going on: first on "))
+        assert re.fullmatch(r"  1 of 6, 2 running, as of [0-9.]+ s ago", lines[at + 1])
+        assert lines[at + 2] == "    digits mlp-3 after seed 0: epoch 3/12"
+        main([store.location, "--json"])
+        assert json.loads(capsys.readouterr().out)["progress"] == lease.describe()
+
+
+def test_what_a_run_showed_long_ago_is_said_to_be_late(tmp_path):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS, "")
+    with Lease(store, "first") as lease:
+        lease.describe = lambda: ["1 of 6, 2 running"]
+        lease.renew()
+        then = time.time() - LATE_AFTER - 5
+        os.utime(tmp_path / "active/first.json", (then, then))
+        said = Status.of(store).describe()
+    assert re.search(r"1 of 6, 2 running, as of 3. s ago; it is late, and", said)
+
+
+@pytest.mark.parametrize("progress", ["text", 7, {"a": 1}, [{"a": "\x1b[2J"}, None], ["x" * 9_000]])
+def test_whatever_stands_in_place_of_progress_is_shown_as_text(tmp_path, capsys, progress):
+    store = Store(tmp_path)
+    store.write_plan(AnalysisPlan(grid="small"), TRIALS, "")
+    store.place.replace("active/first.json", json.dumps({"progress": progress}).encode())
+    assert main([store.location]) == 1
+    said = capsys.readouterr().out
+    assert "going on: first on " in said
+    assert "\x1b" not in said
+    assert max(map(len, said.splitlines())) < 300
 
 
 def test_a_complete_folder_is_exit_code_0(tmp_path, capsys):

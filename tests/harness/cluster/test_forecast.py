@@ -54,6 +54,20 @@ def test_elsewhere_the_model_is_scaled_by_what_it_was_wrong_by():
     assert forecast.limit(other) == LEAST_LIMIT + LIMIT_OF_GUESSED * forecast.seconds(other)
 
 
+def test_epochs_tell_what_a_trial_takes_until_one_of_its_cell_is_finished():
+    known, other, third = CELLS
+    forecast = Forecast()
+    forecast.note_pace(known, 4 * guess_seconds(known))
+    assert forecast.seconds(known) == 4 * guess_seconds(known)
+    assert forecast.seconds(other) == pytest.approx(4 * guess_seconds(other))
+    forecast.note(known, 3.0)
+    forecast.note_pace(known, 9.0)
+    assert forecast.seconds(known) == 3.0
+    assert forecast.seconds(third) == pytest.approx(
+        3.0 * guess_seconds(third) / guess_seconds(known)
+    )
+
+
 def test_what_packs_save_is_learned_from_packs():
     known, other, _ = CELLS
     forecast = Forecast()

@@ -130,6 +130,14 @@ def test_a_run_that_is_told_to_stop_gives_its_claim_up_ahead_of_its_end(tmp_path
         assert list((tmp_path / "active").iterdir()) == []
 
 
+def test_a_dead_claim_that_tells_of_progress_is_removed_as_any(tmp_path):
+    store = Store(tmp_path)
+    claim(store, "dead", progress=["1 of 6, 2 running"])
+    os.utime(tmp_path / "active/dead.json", (0, 0))
+    with Lease(store, "second"):
+        assert names(store) == ["second.json"]
+
+
 def test_only_claims_are_removed_and_a_date_in_the_future_is_no_sign_of_life(tmp_path):
     store = Store(tmp_path)
     claim(store, "dead")

@@ -172,6 +172,23 @@ def test_a_diverging_replica_leaves_its_neighbours_untouched(trial_of, digits):
     assert rows[1].trial.steps == 0
 
 
+def test_each_epoch_is_told_as_it_ends_and_no_row_changes(trial_of, digits):
+    trials = [trial_of("plain", epochs=3, pack_size=2, seed=seed) for seed in range(2)]
+    told = []
+    rows = train_pack(trials, digits, device=CPU, tell=told.append)
+    assert told == [[rows[0].epochs[at], rows[1].epochs[at]] for at in range(3)]
+    assert [*map(content, rows)] == [*map(content, run(digits, *trials))]
+
+
+def test_of_a_replica_that_has_diverged_nothing_is_told(trial_of, digits):
+    told = []
+    (rows,) = train_pack(
+        [trial_of("plain", "none", epochs=3, lr=1e9)], digits, device=CPU, tell=told.append
+    )
+    assert rows.trial.status == "diverged"
+    assert told == [[]]
+
+
 def test_a_loss_that_turns_non_finite_is_the_outcome_diverged(trial_of, digits):
     (rows,) = run(digits, trial_of("mlp", "none", lr=1e4, epochs=3, batch_size=64))
     assert rows.trial.status == "diverged"
