@@ -86,7 +86,7 @@ def test_training_needs_torch_and_the_standard_library_only():
 
 def test_only_what_talks_to_ray_needs_it():
     broken, _ = import_without({"ray"}, modules_of("harness"))
-    talkers = ("connection", "desk", "fanout", "guard", "nodes", "ray_internals", "worker")
+    talkers = ("connection", "desk", "fanout", "guard", "news", "nodes", "ray_internals", "worker")
     assert broken == {f"harness.cluster.{name}": "ray is absent" for name in talkers}
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from harness.results.store import Store
+from harness.status import Status
 from harness.study.records import Provenance
 
 GRID = """
@@ -175,6 +179,65 @@ def test_a_signal_stops_a_run_that_can_go_on(grid, tmp_path, monkeypatch, signum
     assert f"To resume: python -m harness.run {grid} --results {tmp_path} --max-concurrent 1" in err
     assert "Traceback" not in err
     wait_for_the_end_of(marker)
+
+
+class Terminal:
+    """A terminal, and what was written to it without its colours and movements."""
+
+    def __init__(self) -> None:
+        self._leader, self.end = os.openpty()
+        self._written = bytearray()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._written.decode(errors="ignore"))
+
+    def wait_for(self, pattern: str, seconds: float = 90.0) -> re.Match[str]:
+        until = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.text)):
+            assert time.monotonic() < until, self.text[-2_000:]
+            time.sleep(0.1)
+        return found
+
+    def _read(self) -> None:
+        with suppress(OSError):  # the other end is closed
+            while chunk := os.read(self._leader, 65_536):
+                self._written += chunk
+
+
+def test_on_a_terminal_each_training_has_a_line_and_ctrl_c_says_what_came_of_it(grid, tmp_path):
+    terminal = Terminal()
+    command = [sys.executable, "-m", "harness.run", str(grid), "--results", str(tmp_path)]
+    run = subprocess.Popen(
+        [*command, "epochs=5000", "--max-concurrent", "2"],
+        stdin=terminal.end,
+        stdout=terminal.end,
+        stderr=terminal.end,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
+        process_group=0,
+    )
+    os.close(terminal.end)
+    for placement in ("before", "after"):
+        terminal.wait_for(
+            rf"digits plain-8 {placement} seed 0 +[1-9]\d*/5000 +\d\.\d{{3}} +\d+\.\d %"
+        )
+    terminal.wait_for(r"0 of 12\s+2 running, [^,]+ elapsed, about [^,]+ left")
+
+    until = time.monotonic() + 30
+    while "seed 0: epoch " not in (seen := Status.of(Store(tmp_path)).describe()):
+        assert time.monotonic() < until, seen
+        time.sleep(0.5)
+    assert re.search(r"  0 of 12, 2 running, .* left, as of [0-9.]+ s ago\n", seen)
+
+    run.send_signal(signal.SIGINT)
+    terminal.wait_for("stopping: what 2 workers train is dropped unless it ends within 5 s")
+    terminal.wait_for(
+        "interrupted: 0 trials of this run finished and kept; "
+        "2 dropped, to start again or at a checkpoint"
+    )
+    terminal.wait_for(r"To resume: python -m harness\.run ")
+    assert run.wait(timeout=30) == 130
 
 
 def test_a_tuned_study_runs_at_both_recipes_and_is_done_when_both_are(tmp_path):

@@ -50,12 +50,14 @@ class Teller:
 
         Both return at once: what waits to be sent is replaced.
         """
-        seconds: list[float] = []
+        epochs, seconds = 0, 0.0  # since this start
 
         def tell(rows: Sequence[EpochRow]) -> None:
+            nonlocal epochs, seconds
             if not rows:  # every replica has diverged, and the training is over
                 return
-            seconds.append(rows[0].wall_time * len(pack[0].pack))
+            epochs += 1
+            seconds += rows[0].wall_time * len(pack[0].pack)
             self._replace(
                 shard,
                 News(
@@ -63,7 +65,7 @@ class Teller:
                     rows[0].epoch,
                     fmean(row.train_loss for row in rows),
                     fmean(row.validation_accuracy for row in rows),
-                    fmean(seconds),
+                    seconds / epochs,
                 ),
             )
 
