@@ -116,10 +116,13 @@ class Progress:
         self._estimate()
 
     def note_stop(self) -> None:
-        self._stopping = (
-            f"stopping: what {format_count(self._running, 'worker')} train is dropped unless it ends "
-            "within 5 s; Ctrl-C again stops at once"
-        )
+        self._stopping = "stopping; Ctrl-C again stops at once"
+        if self._running:
+            workers = format_count(self._running, "worker")
+            self._stopping = (
+                f"stopping: what {workers} had in training is dropped unless it ends within 5 s; "
+                "Ctrl-C again stops at once"
+            )
         self.stopped = tuple(self._trials[news.trial_id] for news in self._list_news())
 
     @contextmanager

@@ -231,7 +231,9 @@ def test_on_a_terminal_each_training_has_a_line_and_ctrl_c_says_what_came_of_it(
     assert re.search(r"  0 of 12, 2 running, .* left, as of [0-9.]+ s ago\n", seen)
 
     run.send_signal(signal.SIGINT)
-    terminal.wait_for("stopping: what 2 workers train is dropped unless it ends within 5 s")
+    terminal.wait_for(
+        "stopping: what 2 workers had in training is dropped unless it ends within 5 s"
+    )
     terminal.wait_for(
         "interrupted: 0 trials of this run finished and kept; "
         "2 dropped, to start again or at a checkpoint"

@@ -60,8 +60,14 @@ def test_it_says_what_it_is_waiting_for_and_how_far_it_is(clock):
     shown.note_finish(finish(TRIALS[2]))  # tried again, and well
     assert "failed" not in shown.describe()
     shown.note_stop()
-    assert "what 2 workers train is dropped unless it ends within 5 s" in shown.describe()
+    assert "what 2 workers had in training is dropped unless it ends within 5 s" in shown.describe()
     assert "left" not in shown.describe()
+
+
+def test_where_nothing_is_in_training_nothing_is_said_to_be_dropped(clock):
+    shown = Progress(TRIALS, Forecast())
+    shown.note_stop()
+    assert shown.describe() == "0 of 100, stopping; Ctrl-C again stops at once, 0.0 s elapsed"
 
 
 def test_the_time_left_covers_the_missing_trials_and_the_start_up(clock):
