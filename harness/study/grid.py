@@ -257,14 +257,15 @@ def _find_surprises(
             text = f"adamw seldom trains at a rate of {rate:g}, which would be usual for sgd"
             yield ("grid", index, "lr"), f"{text}; 0.001 is usual for adamw"
         if "instance" in _values(product, "norm") and any(
-            _ends_in_norm(programs[architecture][placement])
+            final_norm or _ends_in_norm(programs[architecture][placement])
+            for final_norm in _values(product, "final_norm")
             for architecture in product["architecture"]
             for placement in product["placement"]
         ):
             text = (
                 "behind its last activation instance norm gives every map the mean 0, and the head"
             )
-            yield ("grid", index, "norm"), f"{text} reads means: such a network learns nothing"
+            yield ("grid", index, "norm"), f"{text} reads means: what ends in it learns nothing"
     optimizers = {name for product in products for name in _values(product, "optimizer")}
     if tuning and len(optimizers) > 1:
         text = "tries sgd and adamw at the same rates, of which few are good for both"
@@ -275,9 +276,9 @@ def _find_surprises(
 
 
 def _ends_in_norm(program: str) -> bool:
-    """Whether a norm is the last to change what the head reads."""
+    """Whether a norm is the last to change what a block hands on, an addition aside."""
     ahead, _, _ = program.partition("conv")  # of pre-activation networks, what ends them
-    return (ahead.strip() or program).endswith("norm")
+    return (ahead.strip() or program.removesuffix(" +")).endswith("norm")
 
 
 def _epochs_and_warmups(product: Mapping[str, Sequence[Any]]) -> tuple[int, Sequence[float]]:

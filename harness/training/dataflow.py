@@ -50,7 +50,9 @@ def follow_layers(network: Network) -> dict[str, Reach]:
             if act and (norm or not has_norms):
                 break
         reaches[name] = Reach(
-            relu=str(act.target) if act and isinstance(modules[str(act.target)], nn.ReLU) else None,
+            relu=str(act.target)
+            if act and isinstance(modules.get(str(act.target)), nn.ReLU)
+            else None,
             norm=str(norm.target) if norm else None,
             is_shift_invariant=norm is not None and norm.args[0] in shift_invariant,
             is_scale_invariant=_is_scale_invariant(layers[name], modules),
@@ -88,7 +90,8 @@ def _find_shift_invariant(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> 
             readers
             and all(isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) for norm in norms)
             and all(
-                operation(reader) == "norm" or (reader in found and _keeps_constants(reader))
+                operation(reader) == "norm"
+                or (reader in found and _keeps_constants(reader, modules))
                 for reader in readers
             )
         ):
@@ -96,11 +99,32 @@ def _find_shift_invariant(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> 
     return found
 
 
-def _keeps_constants(node: fx.Node) -> bool:
-    """Whether a constant added ahead of the operation is one behind it: it joins, pools or reshapes."""
-    if operation(node):
-        return operation(node) in {"+", "cat", "pool"}
-    return node.op == "call_module" or node.target in {"flatten", "unflatten"}
+def _keeps_constants(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a constant of a channel, added ahead of the operation, is one behind it.
+
+    It joins, pools or reshapes. Zeros that an average counts in, and a concatenation along another
+    axis than the channels', leave it to a part of the positions.
+    """
+    match operation(node):
+        case "+":
+            return True
+        case "cat":
+            axis = (node.args[1:] or (node.kwargs.get("dim", 0),))[0]
+            return bool(axis == 1) or _is_block_cat(node)
+        case "pool":
+            module = modules.get(str(node.target))
+            return isinstance(module, nn.MaxPool2d | nn.AdaptiveAvgPool2d) or (
+                isinstance(module, nn.AvgPool2d) and module.padding in {0, (0, 0)}
+            )
+        case "":
+            return node.op == "call_module" or node.target in {"flatten", "unflatten"}
+        case _:
+            return False
+
+
+def _is_block_cat(node: fx.Node) -> bool:
+    """Our blocks concatenate the channels of each replica, which stand on an axis of their own."""
+    return all(source.target == "unflatten" for source in node.all_input_nodes)
 
 
 def _is_scale_invariant(layer: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -111,6 +135,8 @@ def _is_scale_invariant(layer: fx.Node, modules: Mapping[str, nn.Module]) -> boo
     again, right behind the layer, allows one.
     """
     weight, bias = (getattr(modules[str(layer.target)], name) for name in ("weight", "bias"))
+    if any(node.target == f"{layer.target}.weight" for node in layer.graph.nodes):
+        return False  # something else reads the weight, too
     is_direct = True
     node = layer
     while len(node.users) == 1:

@@ -19,6 +19,7 @@ Shapes (letters of this module):
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,9 @@ from harness.training.blocks import Linear
 from harness.training.graphs import operation, trace
 from harness.training.networks import Network
 
-_AVERAGES = {"AdaptiveAvgPool2d", "adaptive_avg_pool2d", "mean"}
-_PASSED = {"Flatten", "flatten", "Identity", *_AVERAGES}
-"""What a batch norm may be folded through: it commutes with all of these."""
+_AVERAGES = {"AdaptiveAvgPool2d", "adaptive_avg_pool2d"}
+_OVER_POSITIONS = ((2, 3), (3, 2), (-2, -1), (-1, -2))
+"""Axes of a mean that leaves images and channels apart."""
 
 Weights = dict[str, Tensor]
 """Dotted name of a parameter -> its value."""
@@ -56,14 +57,14 @@ def measure_folding(network: Network, x_NDHW: Tensor) -> Folding:
     The network, its mode and its buffers stay as they are: the folded weights are lent to its
     layers for one forward pass.
     """
-    graph, weights, folded = fold(network)
-    if math.isnan(folded):
-        missing_R = x_NDHW.new_full((network.replicas,), math.nan)
-        return Folding(folded, missing_R, missing_R)
     was_training = network.training
     network.eval()
     try:
-        y_NRK = network(x_NDHW)
+        y_NRK, over_positions = run_and_look(network, x_NDHW)
+        graph, weights, folded = fold(network, over_positions)
+        if math.isnan(folded):
+            missing_R = x_NDHW.new_full((network.replicas,), math.nan)
+            return Folding(folded, missing_R, missing_R)
         folded_NRK = functional_call(graph, weights, (x_NDHW,))
     finally:
         network.train(was_training)
@@ -75,12 +76,44 @@ def measure_folding(network: Network, x_NDHW: Tensor) -> Folding:
     )
 
 
-def fold(network: nn.Module) -> tuple[fx.GraphModule, Weights, float]:
+def run_and_look(network: Network, x_NDHW: Tensor) -> tuple[Tensor, set[str]]:
+    """The logits, and the linear layers that run over positions: their rows are no channels."""
+    found: set[str] = set()
+
+    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def look_at(_module: nn.Module, inputs: tuple[Tensor, ...], _out: Tensor) -> None:
+            if inputs[0].ndim > 2:
+                found.add(name)
+
+        return look_at
+
+    handles = [
+        module.register_forward_hook(look(name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        return network(x_NDHW), found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def fold(network: nn.Module, kept: Collection[str] = ()) -> tuple[fx.GraphModule, Weights, float]:
     """The graph without the batch norms that can be folded, the weights to run it with, and their share.
 
-    The graph shares its layers with `network`; only the weights are new.
+    The graph shares its layers with `network`; only the weights are new. Nothing is folded into the
+    layers that are `kept`, nor into those whose weight something else reads.
     """
     graph = trace(network)
+    kept = {
+        *kept,
+        *(
+            str(node.target).rpartition(".")[0]
+            for node in graph.graph.nodes
+            if node.op == "get_attr"
+        ),
+    }
     weights: Weights = {}
     norms = [node for node in graph.graph.nodes if _is_batch_norm(graph, node)]
     folded = 0
@@ -90,7 +123,10 @@ def fold(network: nn.Module) -> tuple[fx.GraphModule, Weights, float]:
             continue
         scale_D, shift_D = _affine_map(norm)
         source, reader = node.all_input_nodes[0], _find_reader(node)
-        if _has_own_weight(source) and len(source.users) == 1:
+        if reader is not None and str(reader.target) in kept:
+            reader = None
+        is_free = _has_own_weight(source) and str(source.target) not in kept
+        if is_free and len(source.users) == 1:
             _fold_behind(graph, weights, source, scale_D, shift_D)
         elif reader is not None:
             _fold_ahead(graph, weights, reader, scale_D, shift_D)
@@ -127,9 +163,25 @@ def _find_reader(node: fx.Node) -> fx.Node | None:
         (node,) = node.users
         if _has_own_weight(node):
             return node
-        if _name(node) not in _PASSED:
+        if not _commutes(node):
             return None
     return None
+
+
+def _commutes(node: fx.Node) -> bool:
+    """May a batch norm be folded through the node: does it keep channels apart, and constants?"""
+    match _name(node):
+        case "Flatten" | "flatten":
+            module = _module_of(node)
+            given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+            if isinstance(module, nn.Flatten):
+                given = {"start_dim": module.start_dim, "end_dim": module.end_dim}
+            return (given.get("start_dim", 0), given.get("end_dim", -1)) == (1, -1)
+        case "mean":
+            axes = node.kwargs.get("dim", (node.args[1:] or (None,))[0])
+            return isinstance(axes, tuple | list) and tuple(axes) in _OVER_POSITIONS
+        case name:
+            return name == "Identity" or name in _AVERAGES
 
 
 def _has_own_weight(node: fx.Node) -> bool:
@@ -140,10 +192,14 @@ def _has_own_weight(node: fx.Node) -> bool:
 
 
 def _name(node: fx.Node) -> str:
-    if node.op == "call_module":
-        assert node.graph.owning_module is not None
-        return type(node.graph.owning_module.get_submodule(str(node.target))).__name__
+    if module := _module_of(node):
+        return type(module).__name__
     return getattr(node.target, "__name__", str(node.target))
+
+
+def _module_of(node: fx.Node) -> nn.Module | None:
+    owner = node.graph.owning_module
+    return owner.get_submodule(str(node.target)) if owner and node.op == "call_module" else None
 
 
 def _fold_behind(

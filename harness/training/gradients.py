@@ -192,8 +192,13 @@ class Probe:
     ) -> dict[str, Tensor]:
         """Every quantity of one layer, by name, (R,) each."""
         replicas = self.network.replicas
-        z_RCP = _by_channel(tap.z_ND, replicas)
-        g_RP = _by_channel(z_grad, replicas).flatten(1)
+        # A user's linear layer over the last axis of more than two has its channels there.
+        is_over_positions = weight.ndim == 2 and tap.z_ND.ndim > 2
+        z_ND, g_ND = (
+            x_ND.movedim(-1, 1) if is_over_positions else x_ND for x_ND in (tap.z_ND, z_grad)
+        )
+        z_RCP = _by_channel(z_ND, replicas)
+        g_RP = _by_channel(g_ND, replicas).flatten(1)
         weight_RKP = weight.unflatten(0, (replicas, -1)).flatten(2)
         weight_grad_RKP = weight_grad.unflatten(0, (replicas, -1)).flatten(2)
         missing_R = z_RCP.new_full((replicas,), torch.nan)
@@ -222,7 +227,7 @@ class Probe:
         if tap.norm is not None and normed_grad is not None and tap.reach.is_shift_invariant:
             normed_RSP = _by_normalised_set(normed_grad, tap.norm, replicas)
             qa_sum = _relative(normed_RSP.sum(2), normed_RSP.abs().sum(2))
-        if tap.norm is not None and tap.reach.is_scale_invariant:
+        if tap.norm is not None and tap.reach.is_scale_invariant and not is_over_positions:
             filters = _count_filters_scaled_together(tap.norm)
             product_RSP = (weight_RKP * weight_grad_RKP).unflatten(1, (-1, filters)).flatten(2)
             qa_dot = _relative(product_RSP.sum(2), product_RSP.abs().sum(2))

@@ -1143,7 +1143,8 @@ ADAMW = "seeds: 2\ndefaults:\n  lr: {rate}\n{tuning}" + PRODUCT.replace(
         ("plain", "after", True),
         ("plain", "before", False),
         ("resnet", "after-add", True),
-        ("resnet", "after", False),  # a map that the skip subsamples has a mean again
+        ("resnet", "after", True),  # its last block
+        ("resnet", "after-relu", False),
         ("preresnet", "after", True),
         ("preresnet", "before", False),
     ],
@@ -1158,7 +1159,7 @@ def test_instance_norm_ahead_of_the_heads_mean_is_told(tmp_path, architecture, p
     (tmp_path / "my.yaml").write_text(product(*lines), encoding="utf-8")
     told = (
         "my.yaml:6: grid[0].norm: behind its last activation instance norm gives every map the mean "
-        "0, and the head reads means: such a network learns nothing"
+        "0, and the head reads means: what ends in it learns nothing"
     )
     with contextlib.chdir(tmp_path):
         assert load_grid("my.yaml").notes == ((told,) if is_told else ())

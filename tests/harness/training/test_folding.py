@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from harness.study.architectures import ARCHITECTURES, PREFIX
 from harness.study.trials import EVERY_PROGRAM
-from harness.training.folding import fold, measure_folding
+from harness.training.folding import fold, measure_folding, run_and_look
 from harness.training.networks import build_network, initialize
 from tests.builders import make_trial
 
@@ -206,3 +206,39 @@ def test_a_batch_norm_with_two_readers_stays():
             return out + self.conv(out)
 
     assert fold(fill(Fork()))[2] == 0
+
+
+class Odd(nn.Module):
+    """A network of one channel count everywhere, so that no size tells axes apart."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.compute = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
+@pytest.mark.parametrize(
+    ("compute", "modules"),
+    [
+        (lambda self, x: self.lin(self.norm(x).mean(1)), {"lin": nn.Linear(8, 8)}),
+        (lambda self, x: self.lin(self.norm(x).mean((2, 3))), {"lin": nn.Linear(8, 8)}),
+        (lambda self, x: self.lin(self.norm(x).flatten(2)), {"lin": nn.Linear(64, 64)}),
+        (lambda self, x: self.lin(self.norm(x).flatten(1)), {"lin": nn.Linear(512, 4)}),
+        (lambda self, x: self.lin(self.norm(x)), {"lin": nn.Linear(8, 8)}),
+        (lambda self, x: self.norm(self.lin(x)), {"lin": nn.Linear(8, 8)}),
+        (
+            lambda self, x: self.norm(self.conv(x)) * self.conv.weight.sum(),
+            {"conv": nn.Conv2d(8, 8, 1)},
+        ),
+    ],
+)
+def test_whatever_the_axes_what_is_folded_is_exact(compute, modules):
+    network = fill(Odd(compute, norm=nn.BatchNorm2d(8), **modules))
+    x_NDHW = images(3, 8, 8, 8)
+    out, over_positions = run_and_look(network, x_NDHW)
+    graph, weights, _ = fold(network, over_positions)
+    torch.testing.assert_close(functional_call(graph, weights, (x_NDHW,)), out)
