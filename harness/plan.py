@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from harness.cluster.forecast import Forecast, guess_bytes
 from harness.cluster.machine import count_cpus
 from harness.cluster.shards import find_hopeless
-from harness.study.errors import GridError
-from harness.study.facts import look_up_facts
+from harness.study.errors import DataError, GridError
+from harness.study.facts import explain_lack_of_data, look_up_facts
 from harness.study.records import ChoiceRow, TrialRow
 from harness.study.selection import select
+from harness.study.terminal import say
 from harness.study.trials import Trial
 from harness.study.tuning import apply_choices, choose, expand_tuning
 from harness.study.wording import format_count, format_duration, format_size
@@ -98,6 +99,20 @@ class Outlook:
         if mistakes := forecast.find_mistakes(missing):
             raise GridError(mistakes)
         return cls(snapshot, tally, choices, asked, hopeless, missing, forecast)
+
+
+def check_data(trials: Iterable[Trial], options: Options) -> None:
+    """Look for the user's own data sets on this machine; only a note where others train on them.
+
+    Raises:
+        DataError: Ray is to be started here, and a data set is absent or not what its name says.
+    """
+    for dataset in dict.fromkeys(trial.dataset for trial in trials):
+        if lack := explain_lack_of_data(dataset):
+            if options.address == "local":
+                raise DataError(lack)
+            if not options.quiet:
+                say(f"note: {lack}. So it is on this machine; nodes read their own", is_error=True)
 
 
 def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from harness.cluster.machine import refuse_unfit_machine
 from harness.cluster.request import Request, refuse_caches_of_ray
-from harness.plan import Options, Outlook, describe_plan
+from harness.plan import Options, Outlook, check_data, describe_plan
 from harness.progress import Progress, choose_display, describe_failures, describe_stop
 from harness.study.errors import GridError, HarnessError, StoreError
 from harness.study.terminal import Parser, say
@@ -255,6 +255,7 @@ def _run(options: Options, command: str) -> int:
     refuse_caches_of_ray(location)
     store = Store(location)
     outlook = Outlook.of(grid, _read_folder(store, options), options)
+    check_data(outlook.missing, options)
     if options.dry_run:
         say(describe_plan(grid, outlook, options, location))
         return DONE

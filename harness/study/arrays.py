@@ -17,7 +17,6 @@ import ast
 import hashlib
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.study.errors import DataError
+from harness.study.wording import clip
 
 ARRAYS = re.compile(r"arrays:([A-Za-z0-9][\w.-]*)@([0-9a-f]{16})", re.ASCII)
 """Name of the file without .npz, digest of what is in it: equal names, equal images."""
@@ -35,6 +35,9 @@ MOST_BYTES = 2**35
 _MOST_PACKED = 1_000_000, 100
 """Bytes from which on an array may be no more than so many times its packed size. Images pack to a
 half or a tenth; a file made to fill a memory to a thousandth."""
+
+_COLOURS = 1, 3, 4
+"""Channels of grey images, of colour, and of colour with transparency."""
 
 _INTEGERS: Mapping[str, Any] = {
     "|u1": "B",
@@ -48,12 +51,21 @@ _INTEGERS: Mapping[str, Any] = {
 }
 """numpy's name of a type -> that of `memoryview.cast`."""
 
-_WANTED: Mapping[str, tuple[str, tuple[int, ...]]] = {
-    "x": ("uint8 of shape (N, H, W, C) or (N, H, W)", (3, 4)),
-    "y": ("whole numbers of shape (N,)", (1,)),
-    "is_test": ("bool of shape (N,)", (1,)),
+_WANTED: Mapping[str, tuple[str, tuple[int, ...], str]] = {
+    "x": (
+        "uint8 of shape (N, H, W, C) or (N, H, W)",
+        (3, 4),
+        "scale the pixels to 0 ... 255, then x.round().astype('uint8')",
+    ),
+    "y": ("whole numbers of shape (N,)", (1,), "number the classes from 0, then y.astype('int64')"),
+    "is_test": ("bool of shape (N,)", (1,), "is_test.astype('bool')"),
 }
-"""Array -> what it should be, in words, and its numbers of axes."""
+"""Array -> what it should be, in words; its numbers of axes; what to do about another type."""
+
+_KINDS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
+
+_IN_WORDS = {"b": "bool", "O": "objects", "U": "text", "S": "bytes"}
+"""numpy's letter of a type -> its name, without a number of bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,18 @@ class Header:
     shape: tuple[int, ...]
     is_fortran: bool
     """The first axis varies fastest."""
+
+    def __str__(self) -> str:
+        """What the array is, in words.
+
+        >>> str(Header(">i4", (60,), False)), str(Header("<U7", (60,), False))
+        ('int32 (big-endian) of shape (60,)', 'text of shape (60,)')
+        """
+        order, kind, width = self.dtype[:1], self.dtype[1:2], self.dtype[2:]
+        words = _IN_WORDS.get(kind, clip(self.dtype, 40))
+        if kind in _KINDS and re.fullmatch("[0-9]{1,2}", width):
+            words = f"{_KINDS[kind]}{8 * int(width)}" + " (big-endian)" * (order == ">")
+        return f"{words} of shape {self.shape}"
 
     @property
     def size(self) -> int:
@@ -113,18 +137,41 @@ def read_arrays(file: Path, names: tuple[str, ...] = tuple(_WANTED)) -> Arrays:
         headers = {name: _read_header(archive, file, name) for name in _WANTED}
         _refuse_shapes(file, headers)
         contents = {name: _read_content(archive, file, name, headers[name]) for name in names}
+    flags = contents.get("is_test", b"")
+    if flags.count(0) + flags.count(1) != len(flags):
+        raise DataError(
+            f"{file}: is_test holds other bytes than 0 and 1; write is_test.view('uint8') > 0"
+        )
     return Arrays(headers, contents)
 
 
+def read_named(file: Path, digest: str) -> Arrays:
+    """Read the arrays in `file`, which have this digest.
+
+    Raises:
+        DataError: as above, or they are others.
+    """
+    arrays = read_arrays(file)
+    if (found := arrays.digest()) != digest:
+        raise DataError(
+            f"{file} has the digest {found}, not {digest}: it holds other images. Restore it, or "
+            f"name these: arrays:{file.stem}@{found}"
+        )
+    return arrays
+
+
 def _read_header(archive: zipfile.ZipFile, file: Path, name: str) -> Header:
-    wanted, axes = _WANTED[name]
+    wanted, axes, remedy = _WANTED[name]
     if f"{name}.npy" not in archive.namelist():
         found = ", ".join(sorted(entry.removesuffix(".npy") for entry in archive.namelist()))
         raise DataError(
             f"{file} has no array {name!r}: it should hold x, y and is_test, as "
             f"numpy.savez({file.name!r}, x=x, y=y, is_test=is_test) writes them; it has {found or 'none'}"
         )
-    with archive.open(f"{name}.npy") as stream:
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed as numpy packs nothing")  # a byte may become a million
+    with archive.open(member) as stream:
         header = _parse_header(stream)
     is_right = {
         "x": header.dtype == "|u1",
@@ -132,12 +179,8 @@ def _read_header(archive: zipfile.ZipFile, file: Path, name: str) -> Header:
         "is_test": header.dtype == "|b1",
     }
     if not is_right[name] or len(header.shape) not in axes:
-        hint = ""
-        if name == "x" and len(header.shape) in axes:
-            hint = "; scale the pixels to 0 ... 255, then x.round().astype('uint8')"
-        raise DataError(
-            f"{file}: {name} should be {wanted}, and is {header.dtype} of shape {header.shape}{hint}"
-        )
+        hint = f"; {remedy}" if len(header.shape) in axes else ""
+        raise DataError(f"{file}: {name} should be {wanted}, and is {header}{hint}")
     return header
 
 
@@ -146,8 +189,13 @@ def _refuse_shapes(file: Path, headers: Mapping[str, Header]) -> None:
     if len(set(counts.values())) > 1:
         lengths = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         raise DataError(f"{file}: its arrays differ in length: {lengths}")
-    if not all(headers["x"].shape):
-        raise DataError(f"{file}: x has no pixels: its shape is {headers['x'].shape}")
+    shape = headers["x"].shape
+    if not all(shape):
+        raise DataError(f"{file}: x has no pixels: its shape is {shape}")
+    if len(shape) == 4 and shape[1] in _COLOURS and shape[3] > max(_COLOURS):
+        raise DataError(
+            f"{file}: x has the shape {shape}: channels come last; write x.transpose(0, 2, 3, 1)"
+        )
     if (size := sum(header.size for header in headers.values())) > MOST_BYTES:
         raise DataError(f"{file}: its arrays have {size:,} bytes; {MOST_BYTES:,} at most")
 
@@ -161,15 +209,19 @@ def _parse_header(stream: IO[bytes]) -> Header:
     if length > 10_000:
         raise ValueError("an array in it has a header longer than any of numpy's")
     said = ast.literal_eval(stream.read(length).decode("latin-1").strip())
-    return Header(str(said["descr"]), tuple(map(int, said["shape"])), bool(said["fortran_order"]))
+    shape = said["shape"]
+    if type(shape) is not tuple or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise ValueError(f"an array in it has the shape {clip(str(shape), 60)}")
+    return Header(str(said["descr"]), shape, bool(said["fortran_order"]))
 
 
 def _read_content(archive: zipfile.ZipFile, file: Path, name: str, header: Header) -> bytearray:
     member = archive.getinfo(f"{name}.npy")
     most, times = _MOST_PACKED
-    if header.size > max(most, times * member.compress_size):
+    packed = min(member.compress_size, file.stat().st_size)  # it may claim any size
+    if header.size > max(most, times * packed):
         raise DataError(
-            f"{file}: {name} is packed to {member.compress_size:,} of {header.size:,} bytes, as no "
+            f"{file}: {name} is packed to {packed:,} of {header.size:,} bytes, as no "
             "images are; if they really are that empty, write them with numpy.savez"
         )
     with archive.open(member) as stream:
@@ -190,8 +242,8 @@ def _explained(file: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (
-        *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError),
-        *(ValueError, TypeError, KeyError, SyntaxError, MemoryError),
-    ) as error:
-        raise DataError(f"{file} is not a file that numpy.savez wrote: {error!s}") from error
+    except DataError:
+        raise
+    except Exception as error:  # whatever its class: zipfile lets through those of its unpackers
+        said = str(error) or type(error).__name__
+        raise DataError(f"{file} is not a file that numpy.savez wrote: {said}") from error

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.study.arrays import ARRAYS, read_arrays
+from harness.study.arrays import ARRAYS, read_arrays, read_named
 from harness.study.errors import DataError
+from harness.study.wording import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +191,36 @@ def _look_into(file: Path, guessed: Facts) -> Facts:
     return _facts(arrays.shape, len(labels) - tests, tests, classes, guessed.source)
 
 
+def explain_lack_of_data(dataset: str) -> str | None:
+    """What a user's own data set lacks on this machine, as its reading would say; None: nothing.
+
+    The pictures of a folder are not read for this.
+    """
+    folder, arrays = IMAGE_FOLDER.fullmatch(dataset), ARRAYS.fullmatch(dataset)
+    if not (folder or arrays):
+        return None
+    try:
+        root = default_root()
+        if (prepared_folder(dataset, root) / CONTENTS).exists():
+            return None
+        if arrays:
+            read_named(root / f"{arrays[1]}.npz", arrays[2])
+    except DataError as error:
+        return str(error)
+    halves = (root / folder[1] / half for half in ("train", "test")) if folder else ()
+    return next(filter(None, map(explain_lack_of_half, halves)), None)
+
+
+def explain_lack_of_half(half: Path) -> str | None:
+    """The same of `train` or `test` in a folder of pictures."""
+    if half.is_dir():
+        return None
+    return (
+        f"{half.parent} should hold train/CLASS/PICTURE and test/CLASS/PICTURE: "
+        f"there is no folder {half}"
+    )
+
+
 def default_root() -> Path:
     """The folder of all data sets, where the caller does not say.
 
@@ -238,7 +269,10 @@ def find_dataset_mistake(dataset: str) -> str | None:
             return None
         case _:
             described = "synthetic:..., imagefolder:..., arrays:..."
-            return f"{dataset!r} is not a data set: {', '.join(DATASETS)}, {described}"
+            rest = dataset.partition(":")[2]
+            families = [f"{family}:{rest}" for family in ("synthetic", "imagefolder", "arrays")]
+            likely = did_you_mean(dataset, families if rest else DATASETS)
+            return f"{dataset!r} is not a data set: {', '.join(DATASETS)}, {described}{likely}"
 
 
 def _find_folder_mistake(dataset: str) -> str | None:
@@ -263,6 +297,10 @@ def _find_arrays_mistake(dataset: str) -> str | None:
     >>> _find_arrays_mistake("arrays:mine")
     'the digest of its arrays is missing: `python -m harness.datasets arrays:mine` prints it'
     """
+    name, _, digest = dataset.partition("@")
+    if name.endswith(".npz"):
+        whole = name.removesuffix(".npz") + ("@" + digest) * bool(digest)
+        return f"{dataset!r} names the array file with its suffix; leave out .npz: {whole}"
     if ARRAYS.fullmatch(dataset):
         return None
     if ARRAYS.fullmatch(f"{dataset}@{'0' * 16}"):

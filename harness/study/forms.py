@@ -100,7 +100,7 @@ def _check_dataset(dataset: object) -> object:
         raise ValueError(is_not(dataset, "a data set", WORDS["dataset"]))  # noqa: TRY004 - pydantic collects ValueError
     mistake = find_dataset_mistake(dataset)
     if mistake:
-        raise ValueError(f"{mistake}{did_you_mean(dataset, WORDS['dataset'])}")
+        raise ValueError(mistake)
     return dataset
 
 

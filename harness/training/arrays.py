@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.study.arrays import Arrays, read_arrays
+from harness.study.arrays import Arrays, read_arrays, read_named
 from harness.study.errors import DataError
 from harness.study.facts import find_dataset_mistake
 
@@ -50,13 +50,10 @@ def read_images(file: Path, *, digest: str) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         DataError: the file does not have the expected content, or its digest differs.
     """
-    arrays = read_arrays(file)
-    if (found := arrays.digest()) != digest:
-        raise DataError(
-            f"{file} has the digest {found}, not {digest}: it holds other images. Restore it, or "
-            f"name these: arrays:{file.stem}@{found}"
-        )
+    arrays = read_named(file, digest)
     x, y, test_N = (_to_tensor(arrays, name) for name in ("x", "y", "is_test"))
+    labels = arrays.labels()
+    _refuse_numbers(file, min(labels), max(labels), len(labels))
     y_N = y.long()
     _refuse_labels(file, y_N, test_N)
     return x if x.ndim == 4 else x[..., None], y_N, test_N
@@ -70,18 +67,22 @@ def _to_tensor(arrays: Arrays, name: str) -> Tensor:
     return flat.view(header.shape)
 
 
-def _refuse_labels(file: Path, y_N: Tensor, test_N: Tensor) -> None:
-    """Stop where training would have no sense: each class needs images on both sides."""
-    if int(y_N.min()) < 0:
-        raise DataError(f"{file}: y has {int(y_N.min())}; classes are whole numbers from 0")
-    classes = int(y_N.max()) + 1
-    if classes < 2:
+def _refuse_numbers(file: Path, least: int, most: int, images: int) -> None:
+    """Stop where `least` and `most` of y number no classes; a uint64 may be beyond any tensor."""
+    if least < 0:
+        raise DataError(f"{file}: y has {least}; classes are whole numbers from 0")
+    if most == 0:
         raise DataError(f"{file}: y names one class only; a network needs two to tell apart")
-    if classes > len(y_N):
+    if most >= images:
         raise DataError(
-            f"{file}: y has {classes - 1:,}, and there are {len(y_N):,} images: number the classes "
+            f"{file}: y has {most:,}, and there are {images:,} images: number the classes "
             "from 0, as numpy.unique(y, return_inverse=True)[1] does"
         )
+
+
+def _refuse_labels(file: Path, y_N: Tensor, test_N: Tensor) -> None:
+    """Stop where training would have no sense: each class needs images on both sides."""
+    classes = int(y_N.max()) + 1
     for side, of_side in (("training", y_N[~test_N]), ("test", y_N[test_N])):
         lacking = (of_side.bincount(minlength=classes) == 0).nonzero().flatten().tolist()
         if lacking:

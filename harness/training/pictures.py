@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from harness.study.errors import DataError
-from harness.study.facts import find_dataset_mistake
+from harness.study.facts import explain_lack_of_half, find_dataset_mistake
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,11 +81,8 @@ def _list_halves(folder: Path) -> tuple[_Half, _Half]:
 def _list_classes(half: Path) -> _Half:
     from PIL import Image  # noqa: PLC0415 - only training on pictures needs it
 
-    if not half.is_dir():
-        raise DataError(
-            f"{half.parent} should hold train/CLASS/PICTURE and test/CLASS/PICTURE: "
-            f"there is no folder {half}"
-        )
+    if lack := explain_lack_of_half(half):
+        raise DataError(lack)
     Image.init()
     opened = Image.registered_extensions().items()
     suffixes = {suffix for suffix, format_ in opened if format_ in Image.OPEN}

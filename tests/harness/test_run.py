@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.cluster.forecast import Forecast
@@ -68,6 +69,32 @@ def test_help_and_bad_input_need_neither_torch_nor_ray(arguments):
     )
     assert "Error" not in run.stderr
     assert run.returncode == (0 if arguments == ["--help"] else 2)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        ("arrays:stripe@0123456789abcdef", "stripe.npz is missing; write it with numpy.savez"),
+        ("arrays:stripes@0123456789abcdef", "it holds other images. Restore it, or name these: arrays:stripes@"),
+        ("imagefolder:leaves:32@0123456789abcdef", "there is no folder"),
+    ],
+)  # fmt: skip
+def test_data_that_this_machine_lacks_is_told_ahead_of_anything(
+    grid, monkeypatch, capsys, dry, dataset, told
+):
+    monkeypatch.setenv("BN_ORDER_DATA", str(grid.parent))
+    x, half = np.zeros((400, 8, 8), np.uint8), np.arange(400) % 2
+    np.savez(grid.parent / "stripes.npz", x=x, y=half, is_test=np.arange(400) >= 300)
+    assert main([str(grid), f"dataset={dataset}", *dry]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("harness.run: ")
+    assert told in said
+    assert not (grid.parent / "results").exists()
+    assert main([str(grid), f"dataset={dataset}", "--dry-run", "--address", "auto"]) == 0
+    noted = capsys.readouterr().err
+    assert noted.startswith("note: ")
+    assert told in noted
 
 
 def test_a_dry_run_says_what_would_be_done_and_touches_nothing(grid, capsys):

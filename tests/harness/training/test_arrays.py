@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
 
 import numpy as np
@@ -96,20 +97,23 @@ OBJECTS = np.array([{"a": 1}] * 60, dtype=object)
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        ({"x": X / 255}, "x should be uint8 of shape (N, H, W, C) or (N, H, W), and is <f8 of shape (60, 5, 7, 2); scale the pixels"),
+        ({"x": X / 255}, "x should be uint8 of shape (N, H, W, C) or (N, H, W), and is float64 of shape (60, 5, 7, 2); scale the pixels"),
         ({"x": np.full(X.shape, np.nan, np.float32)}, "x should be uint8"),
         ({"x": X[0, 0]}, "x should be uint8 of shape"),
         ({"x": X[:, :0]}, "x has no pixels"),
         ({"y": Y[:-1]}, "its arrays differ in length: x 60, y 59, is_test 60"),
-        ({"y": Y / 2}, "y should be whole numbers of shape (N,), and is <f8"),
-        ({"y": Y.astype(">i4")}, "y should be whole numbers"),
-        ({"y": OBJECTS}, "y should be whole numbers of shape (N,), and is |O"),
-        ({"y": Y.astype(str)}, "y should be whole numbers"),
+        ({"y": Y / 2}, "y should be whole numbers of shape (N,), and is float64 of shape (60,); number the classes from 0, then y.astype('int64')"),
+        ({"y": Y.astype(">i4")}, "and is int32 (big-endian) of shape (60,); number the classes from 0, then y.astype('int64')"),
+        ({"y": OBJECTS}, "y should be whole numbers of shape (N,), and is objects of shape"),
+        ({"y": Y.astype(str)}, "y should be whole numbers of shape (N,), and is text of shape"),
         ({"y": Y - 1}, "y has -1; classes are whole numbers from 0"),
         ({"y": Y + 1}, "no training image of class 0; number the classes from 0 without gaps"),
         ({"y": Y * 1000}, "y has 2,000, and there are 60 images: number the classes"),
+        ({"y": Y.astype("uint64") - 1}, "y has 18,446,744,073,709,551,615, and there are 60 images"),
+        ({"is_test": IS_TEST.view("uint8").__mul__(2).view(bool)}, "is_test holds other bytes than 0 and 1; write is_test.view('uint8') > 0"),
+        ({"x": X.transpose(0, 3, 1, 2)[:, :1]}, "x has the shape (60, 1, 5, 7): channels come last; write x.transpose(0, 2, 3, 1)"),
         ({"y": Y * 0}, "y names one class only"),
-        ({"is_test": IS_TEST.astype(int)}, "is_test should be bool of shape (N,), and is <i8"),
+        ({"is_test": IS_TEST.astype(int)}, "is_test should be bool of shape (N,), and is int64 of shape (60,); is_test.astype('bool')"),
         ({"is_test": IS_TEST & False}, "no test image of class 0, 1, 2"),
         ({"is_test": IS_TEST | True}, "no training image of class 0, 1, 2"),
         ({"is_test": Y == 2}, "no training image of class 2"),
@@ -162,6 +166,36 @@ def test_a_header_that_claims_more_than_a_memory_is_refused_before_it_is_read(tm
         name_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    ["(-1, 8, 8)", "(60.7, 8, 8)", "(1e999, 8, 8)", "(True, 8, 8)", "[60, 8, 8]", "(9" + "0" * 99 + ",)"],
+)  # fmt: skip
+def test_a_shape_that_is_none_is_refused_ahead_of_any_pixel(tmp_path, shape):
+    said = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode()
+    with zipfile.ZipFile(tmp_path / "mine.npz", "w") as archive:
+        content = b"\x93NUMPY\x01\0" + len(said).to_bytes(2, "little") + said
+        archive.writestr("x.npy", content + bytes(60 * 64))
+    with pytest.raises(DataError, match=r"mine.npz is not .* wrote: an array in it has the shape"):
+        name_of(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_packing_that_is_not_numpys_is_refused_ahead_of_unpacking(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "mine.npz", "w", method) as archive:
+        archive.writestr("x.npy", bytes(1000))
+    with pytest.raises(DataError, match=r"savez wrote: x is packed as numpy packs nothing"):
+        name_of(tmp_path)
+
+
+def test_what_an_unpacker_raises_is_told_whatever_its_class(tmp_path, monkeypatch):
+    def raise_error(*_):
+        raise lzma.LZMAError
+
+    monkeypatch.setattr(zipfile.ZipFile, "namelist", raise_error)
+    with pytest.raises(DataError, match=r"mine.npz is not a file that .* wrote: LZMAError"):
+        name_of(write(tmp_path))
+
+
 def test_its_full_name_is_printed(tmp_path, capsys):
     write(tmp_path)
     assert main(["--root", str(tmp_path), "arrays:mine"]) == 0
@@ -176,7 +210,10 @@ def test_its_full_name_is_printed(tmp_path, capsys):
     ("dataset", "told"),
     [
         ("arrays:mine", "the digest of its arrays is missing: `python -m harness.datasets arrays:mine`"),
-        ("arrays:mine.npz@0", "'arrays:' goes on with NAME@DIGEST"),
+        ("arrays:mine@0", "'arrays:' goes on with NAME@DIGEST"),
+        ("arrays:mine.npz", "leave out .npz: arrays:mine"),
+        ("arrays:mine.npz@0123456789abcdef", "leave out .npz: arrays:mine@0123456789abcdef"),
+        ("array:mine", "did you mean 'arrays:mine'?"),
         ("arrays:../mine@0123456789abcdef", "'arrays:' goes on with NAME@DIGEST"),
     ],
 )  # fmt: skip
