@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -216,10 +216,27 @@ def _graph_of(trial: Trial, options: argparse.Namespace) -> fx.Graph:
     from harness.training.graphs import rewrite_model, trace  # noqa: PLC0415 - as above
     from harness.training.networks import build_network  # noqa: PLC0415 - as above
 
+    if is_own(trial.architecture):
+        return _graph_of_own(trial, options)
     if is_rewritten(trial.architecture):
         return rewrite_model(trial, options.shape, options.classes).graph
     with torch.device("meta"):
         return trace(build_network(trial, options.shape, options.classes)).graph
+
+
+def _graph_of_own(trial: Trial, options: argparse.Namespace) -> fx.Graph:
+    """Of a user's network, with the norm and activation it is written with; refused as by a run."""
+    from harness.training.graphs import build_graph, rewrite_model  # noqa: PLC0415 - as above
+
+    while True:
+        try:
+            build_graph(trial, options.shape, options.classes)
+            return rewrite_model(trial, options.shape, options.classes).graph
+        except GridError as error:
+            named = re.search(r"say `(norm|activation): (\w+)`", str(error))
+            if named is None or getattr(trial, named[1]) == named[2]:
+                raise
+            trial = replace(trial, **{named[1]: named[2]})
 
 
 def _describe(graph: fx.Graph) -> Iterator[str]:

@@ -190,6 +190,50 @@ def test_a_model_without_batch_norm_is_shown_with_the_reason_it_has_no_placement
     assert "No placement is defined: torchvision/vgg16 has no batch norm;" in out
 
 
+OWN = """
+from torch import nn
+
+def build(shape, classes, depth):
+    return nn.Sequential(
+        nn.Conv2d(CHANNELS, 6, 3, padding=1), NORM, ACT, nn.AdaptiveAvgPool2d(1), nn.Flatten(), END
+    )
+"""
+
+
+def show_own(folder, monkeypatch, norm="nn.BatchNorm2d(6)", act="nn.ReLU()", **names):
+    monkeypatch.chdir(folder)
+    text = OWN.replace("NORM", norm).replace("ACT", act)
+    text = text.replace("CHANNELS", names.get("channels", "shape[0]"))
+    text = text.replace("END", names.get("end", "nn.Linear(6, classes)"))
+    (folder / "mine.py").write_text(text, encoding="utf-8")
+    return main(["mine.py:build", "after", "--depth", "1", "--shape", "1x8x8", "--classes", "7"])
+
+
+@pytest.mark.parametrize("norm", ["nn.BatchNorm2d(6)", "nn.GroupNorm(2, 6)", "nn.GroupNorm(1, 6)"])
+@pytest.mark.parametrize("act", ["nn.ReLU()", "nn.GELU()"])
+def test_a_users_network_is_shown_with_the_norm_and_activation_it_has(
+    tmp_path, monkeypatch, capsys, norm, act
+):
+    assert show_own(tmp_path, monkeypatch, norm, act) == 0
+    assert "conv act norm pool linear" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ({"end": "nn.Linear(6, 10)"}, "gives 10 logits, and the data set has 7 classes"),
+        ({"end": "nn.Linear(6, classes), nn.ReLU()"}, "should end in an nn.Linear"),
+        ({"channels": "3"}, "does not take images of 1 x 8 x 8"),
+    ],
+)
+def test_a_users_network_that_a_run_refuses_is_refused(tmp_path, monkeypatch, capsys, names, told):
+    assert show_own(tmp_path, monkeypatch, **names) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("harness.placements: mine.py:build ")
+    assert told in shown.err
+
+
 def test_our_own_networks_are_shown_where_torchvision_is_absent():
     program = (
         "import sys; sys.modules['torchvision'] = None; "
