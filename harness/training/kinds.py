@@ -8,6 +8,7 @@ compares.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from torch import fx, nn
@@ -78,15 +79,31 @@ def exchange_norms(model: nn.Module, trial: Trial) -> None:
         if trial.norm != "batch":
             for name, module in norms.items():
                 channels, is_flat = _channels(module), isinstance(module, nn.BatchNorm1d)
-                new = Norm.of(trial).module(channels, is_flat=is_flat)
-                weight = next(model.parameters())
-                model.set_submodule(name, new.to(weight.device))
+                with next(model.parameters()).device:  # not one that stands around a forecast
+                    new = Norm.of(trial).module(channels, is_flat=is_flat)
+                model.set_submodule(name, new)
         return
     if "batch" in kinds:
         raise Unfit("has batch norms and others; what is compared has one kind of norm")
     kind = kinds.pop() if len(kinds) == 1 else "group"
     if norms and kind != trial.norm and trial.has_norms:
         raise Unfit(f"is written with {kind} norm: say `norm: {kind}` in its product")
+    if kind == "group" and trial.has_norms:
+        _refuse_groups([*norms.values()], trial.norm_groups)
+
+
+def _refuse_groups(norms: Iterable[nn.Module], groups: int) -> None:
+    """Refuse a number of groups that the norms of a model do not have: it would change nothing."""
+    written = {(norm.num_channels, norm.num_groups) for norm in norms}  # of group norms
+    if all(math.gcd(channels, groups) == has for channels, has in written):
+        return
+    counts = ", ".join(map(str, sorted({has for _, has in written})))
+    fits = math.lcm(*(has for _, has in written))
+    if any(math.gcd(channels, fits) != has for channels, has in written):
+        raise Unfit(
+            f"is written with groups of several counts, {counts}, which no `norm_groups` is"
+        )
+    raise Unfit(f"is written with groups of {counts}: say `norm_groups: {fits}` in its product")
 
 
 def _kind_of(module: nn.Module) -> str:

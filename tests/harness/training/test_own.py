@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from harness.cluster.work import count_work
 from harness.study.architectures import find_architecture
 from harness.study.errors import GridError
 from harness.study.own import read_network
@@ -206,7 +207,11 @@ def test_batch_norm_and_relu_become_what_the_trial_names(trial_of, settings, nor
 @pytest.mark.parametrize(
     ("norm", "act", "settings"),
     [
-        ("nn.GroupNorm(3, 6)", "nn.GELU('tanh')", {"norm": "group", "activation": "gelu"}),
+        (
+            "nn.GroupNorm(3, 6)",
+            "nn.GELU('tanh')",
+            {"norm": "group", "norm_groups": 3, "activation": "gelu"},
+        ),
         ("nn.InstanceNorm2d(6)", "nn.SiLU(True)", {"norm": "instance", "activation": "silu"}),
         ("nn.GroupNorm(1, 6)", "nn.LeakyReLU(0.2)", {"norm": "layer", "activation": "leaky_relu"}),
     ],
@@ -352,3 +357,30 @@ def test_without_norm_its_linear_layers_get_a_bias_too(trial_of):
     layer_norm = network_of(trial_of(text, norm="layer"))
     assert isinstance(layer_norm.features.get_submodule("2"), nn.GroupNorm)
     assert layer_norm(images()).shape == (4, 1, 5)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group", "instance"])
+def test_another_norm_is_counted_ahead_of_training(trial_of, norm):
+    text = PLAIN.replace("NORM", "nn.BatchNorm2d(6)").replace("ACT", "nn.ReLU()")
+    batch, other = (count_work(trial_of(text, "after", norm=kind)) for kind in ("batch", norm))
+    assert other.flop == batch.flop
+
+
+@pytest.mark.parametrize(
+    ("norms", "groups", "told"),
+    [
+        (("GroupNorm(2, 6)",), 2, ""),
+        (("GroupNorm(2, 6)",), 8, ""),  # as many as fit into 6 channels, like everywhere
+        (("GroupNorm(2, 6)",), 3, "is written with groups of 2: say `norm_groups: 2` in its"),
+        (("GroupNorm(2, 6)", "GroupNorm(3, 6)"), 2, "groups of several counts, 2, 3, which no"),
+    ],
+)
+def test_the_groups_of_a_written_norm_are_the_trials(trial_of, norms, groups, told):
+    layers = ", nn.ReLU(), nn.Conv2d(6, 6, 1), ".join(f"nn.{norm}" for norm in norms)
+    text = PLAIN.replace("NORM", layers).replace("ACT", "nn.ReLU()")
+    trial = trial_of(text, norm="group", norm_groups=groups)
+    if told:
+        with pytest.raises(GridError, match=told):
+            build_network(trial, SHAPE, 5)
+    else:
+        build_network(trial, SHAPE, 5)
