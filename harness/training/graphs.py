@@ -41,7 +41,13 @@ from harness.training.kinds import (
     exchange_norms,
     make_activation,
 )
-from harness.training.own import explained, load_own, refuse_cut_gradients, refuse_graph
+from harness.training.own import (
+    explained,
+    load_own,
+    refuse_cut_gradients,
+    refuse_graph,
+    refuse_other_numbers,
+)
 
 
 def build_graph(
@@ -96,6 +102,7 @@ def rewrite_model(trial: Trial, shape: tuple[int, int, int], classes: int) -> fx
             in_evaluation = _without_dropout(trace(copy.deepcopy(model).eval()))
             network = _without_dropout(trace(model))
             refuse_graph(network, in_evaluation)
+            refuse_other_numbers(model, _out_of_place, shape)
             sites = find_sites(network.graph)
             has = {"pairs": len(sites.pairs), "joins": len(sites.joins), "loose": len(sites.loose)}
             if lack := explain_lack(trial.program, **has):
@@ -132,6 +139,15 @@ def rewrite(model: nn.Module, program: str, activation: str = "relu") -> fx.Grap
         _remove_norms(network)
     network.delete_all_unused_submodules()
     network.graph.lint()
+    network.recompile()
+    return network
+
+
+def _out_of_place(model: nn.Module) -> fx.GraphModule:
+    """`model` as it is written, apart from what no placement keeps: operations in place."""
+    network = trace(model)
+    network.graph.eliminate_dead_code()
+    _separate_activations(network, None)
     network.recompile()
     return network
 
@@ -333,7 +349,7 @@ def _count_convs(nodes: Iterable[fx.Node]) -> int:
     return sum(operation(node) == "conv" for node in nodes)
 
 
-def _separate_activations(network: fx.GraphModule, wanted: str) -> None:
+def _separate_activations(network: fx.GraphModule, wanted: str | None) -> None:
     """Give each activation a module of its own, of the kind that is wanted or the model has."""
     nodes = [node for node in network.graph.nodes if operation(node) == "act"]
     own = [
@@ -358,6 +374,8 @@ def _insert_activation(
     """Insert `module`, which reads `source`, named like the layers beside it."""
     beside = block_of(after)
     number = 0
+    if beside not in dict(network.named_modules(remove_duplicate=False)):
+        network.add_submodule(beside, nn.Module())  # it has no layers, and only calls functions
     while hasattr(network.get_submodule(beside), f"act{number}"):
         number += 1
     name = f"{beside}.act{number}".lstrip(".")

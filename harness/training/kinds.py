@@ -79,6 +79,11 @@ def exchange_norms(model: nn.Module, trial: Trial) -> None:
         if trial.norm != "batch":
             for name, module in norms.items():
                 channels, is_flat = _channels(module), isinstance(module, nn.BatchNorm1d)
+                if is_flat and trial.norm == "instance":
+                    raise Unfit(
+                        f"has a BatchNorm1d, {name!r}, and `norm: instance` needs height and width "
+                        "to average over: say another norm in its product"
+                    )
                 with next(model.parameters()).device:  # not one that stands around a forecast
                     new = Norm.of(trial).module(channels, is_flat=is_flat)
                 model.set_submodule(name, new)
@@ -141,18 +146,22 @@ def make_activation(node: fx.Node, module: nn.Module | None) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def choose_activation(found: Iterable[nn.Module], wanted: str) -> Callable[[], nn.Module] | None:
+def choose_activation(
+    found: Iterable[nn.Module], wanted: str | None
+) -> Callable[[], nn.Module] | None:
     """What takes the place of each activation of a model; None where they stay as they are.
+
+    None is wanted where the model keeps the kind that it has.
 
     Raises:
         Unfit: it is written with another activation than the trial names.
     """
     kinds = {_OF_ACTIVATION[type(module)] for module in found}
     if kinds <= {"relu"}:
-        return ACTIVATIONS[wanted]
+        return ACTIVATIONS[wanted or "relu"]
     if len(kinds) > 1:
         raise Unfit(f"has activations of several kinds, {', '.join(sorted(kinds))}; use one")
     kind = kinds.pop()
-    if kind != wanted:
+    if wanted not in {kind, None}:
         raise Unfit(f"is written with {kind}: say `activation: {kind}` in its product")
     return None

@@ -6,11 +6,12 @@ becomes one line that names the file, the line and what happened.
 
 from __future__ import annotations
 
+import copy
 import linecache
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -58,7 +59,10 @@ def load_own(trial: Trial, shape: tuple[int, int, int], classes: int) -> nn.Modu
         if not isinstance(model, nn.Module):
             raise Unfit(f"returns {type(model).__name__}, and should return a torch.nn.Module")
         _refuse_modules(model)
-        return model.to("cpu", torch.float32).requires_grad_(requires_grad=True).train()
+        _refuse_frozen(model)
+        model = model.to("cpu", torch.float32).requires_grad_(requires_grad=True).train()
+        _refuse_frozen(model)
+        return model
 
 
 @contextmanager
@@ -121,6 +125,45 @@ def refuse_cut_gradients(features: fx.GraphModule, out: Tensor) -> None:
     for name, grad in zip(layers, grads, strict=True):
         if grad is None:
             raise Unfit(f"sends no gradient to its layer {name!r}, which would not be trained")
+
+
+def refuse_other_numbers(
+    model: nn.Module,
+    rewrite: Callable[[nn.Module], nn.Module],
+    shape: tuple[int, int, int],
+) -> None:
+    """Refuse a model whose graph, `rewrite(model)`, gives other numbers; leaves it as it is.
+
+    A graph has neither hooks nor operations in place, and drops those that nothing reads.
+
+    Raises:
+        Unfit: they differ on a few random images.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        own = copy.deepcopy(model)
+        for parameter in own.parameters():  # none may hide what is behind it, as a zero would
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        network = rewrite(copy.deepcopy(own))
+        x = torch.randn(4, *shape, generator=generator)
+        torch.manual_seed(0)  # of dropout
+        try:
+            ours = network(x.clone())
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return  # that it does not take such images is told later
+        torch.manual_seed(0)
+        theirs = own(x.clone())
+    if isinstance(ours, Tensor) and not torch.allclose(ours, theirs, 1e-4, 1e-5, equal_nan=True):
+        raise Unfit(
+            "computes something else once its operations are out of place: write `x = relu(x)`, "
+            "without inplace operations, hooks or frozen norms"
+        )
+
+
+def _refuse_frozen(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS) and module.training != model.training:
+            raise Unfit(f"has in {name!r} a layer in evaluation mode; every norm is trained here")
 
 
 def _spell(network: fx.GraphModule) -> list[str]:

@@ -55,6 +55,8 @@ RESIDUAL = """
     build = Net
 """
 
+OTHER = "computes something else once its operations are out of place: write `x = relu(x)`"
+
 PLAIN = """
     def build(shape, classes, depth):
         return nn.Sequential(
@@ -293,6 +295,12 @@ def test_it_trains_alike_twice_and_its_rows_name_its_layers(trial_of):
         (body("return self.head(x.mean((2, 3)))").replace("torch.ones(1)", "torch.tensor(1.0)"), "has a parameter without an axis, 'scale'; write torch.ones(1)"),
         (body("return self.head(x.mean((2, 3)))").replace("self.norm2 = nn.BatchNorm2d(6)", "self.other.weight = self.conv.weight"), "has one weight at two places, 'conv.weight' and 'other.weight'"),
         (body("return self.head(self.other(x).detach().mean((2, 3)))"), "sends no gradient to its layer 'conv', which would not be trained"),
+        (body("self.act(x); return self.head(x.mean((2, 3)))").replace("torch.relu(self.norm(self.conv(x)))", "self.norm(self.conv(x)); x.relu()").replace("self.scale =", "self.act = nn.ReLU(inplace=True); self.scale ="), OTHER),
+        (body("y = self.other(x); functional.relu_(y); return self.head((y * x).mean((2, 3)))"), OTHER),
+        (body("x.mul_(2); return self.head(x.mean((2, 3)))"), OTHER),
+        (body("y = self.other(x); return self.head((functional.relu(y, inplace=True) + y).mean((2, 3)))"), OTHER),
+        (body("return self.head(self.act(x).mean((2, 3)))").replace("self.scale =", "self.act = nn.ReLU(); self.act.register_forward_hook(lambda module, x, y: 2 * y); self.scale ="), OTHER),
+        (body("return self.head(self.norm2(self.other(x)).mean((2, 3)))").replace("self.scale =", "self.norm2.eval(); self.scale ="), "has in 'norm2' a layer in evaluation mode"),
         (body("return self.head(x.mean((2, 3)))").replace("def forward(self, x)", "def forward(self, x, y)"), "takes 2 arguments in its forward()"),
     ],
 )  # fmt: skip
@@ -357,6 +365,30 @@ def test_without_norm_its_linear_layers_get_a_bias_too(trial_of):
     layer_norm = network_of(trial_of(text, norm="layer"))
     assert isinstance(layer_norm.features.get_submodule("2"), nn.GroupNorm)
     assert layer_norm(images()).shape == (4, 1, 5)
+
+
+def test_instance_norm_needs_height_and_width(trial_of):
+    text = """
+    def build(shape, classes, depth):
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, classes)
+        )
+"""
+    with pytest.raises(GridError, match="has a BatchNorm1d, '2', and `norm: instance` needs"):
+        build_network(trial_of(text, norm="instance"), SHAPE, 5)
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+def test_a_module_that_only_calls_a_function_is_an_activation(trial_of, placement):
+    act = """
+    class Act(nn.Module):
+        def forward(self, x):
+            return functional.relu(x)
+"""
+    own = PLAIN.replace("NORM", "nn.BatchNorm2d(6)").replace("ACT", "Act()")
+    network = network_of(trial_of(act + own, placement))
+    torchs = own.replace("Act()", "nn.ReLU()")
+    assert torch.equal(network(images()), network_of(trial_of(torchs, placement))(images()))
 
 
 @pytest.mark.parametrize("norm", ["layer", "group", "instance"])
