@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import copy
 import linecache
+import random
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import ModuleType
+from types import CodeType, ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
@@ -51,10 +53,8 @@ def load_own(trial: Trial, shape: tuple[int, int, int], classes: int) -> nn.Modu
         GridError: the file or its function raises, or the network has what cannot be compared.
     """
     file, function = split_name(trial.architecture)
-    generator = torch.Generator().manual_seed(derive_seed(trial.block_seed, "own"))
-    with explained(trial), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+    with explained(trial), torch.device("cpu"), _globals_of_its_own(trial):
         build = getattr(_run_file(file, trial.architecture_digest), function)
-        torch.set_rng_state(generator.get_state())
         model = build(shape, classes, trial.depth)
         if not isinstance(model, nn.Module):
             raise Unfit(f"returns {type(model).__name__}, and should return a torch.nn.Module")
@@ -63,6 +63,25 @@ def load_own(trial: Trial, shape: tuple[int, int, int], classes: int) -> nn.Modu
         model = model.to("cpu", torch.float32).requires_grad_(requires_grad=True).train()
         _refuse_frozen(model)
         return model
+
+
+@contextmanager
+def _globals_of_its_own(trial: Trial) -> Iterator[None]:
+    """Seed every global stream from the trial's block; put them and torch's settings back."""
+    seed = derive_seed(trial.block_seed, "own")
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's may draw from it
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002, TID251
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)  # noqa: NPY002
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -143,15 +162,15 @@ def refuse_other_numbers(
     with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         own = copy.deepcopy(model)
         for parameter in own.parameters():  # none may hide what is behind it, as a zero would
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         network = rewrite(copy.deepcopy(own))
         x = torch.randn(4, *shape, generator=generator)
-        torch.manual_seed(0)  # of dropout
+        torch.set_rng_state(generator.get_state())  # of dropout
         try:
             ours = network(x.clone())
         except (RuntimeError, ValueError, TypeError, IndexError):
             return  # that it does not take such images is told later
-        torch.manual_seed(0)
+        torch.set_rng_state(generator.get_state())
         theirs = own(x.clone())
     if isinstance(ours, Tensor) and not torch.allclose(ours, theirs, 1e-4, 1e-5, equal_nan=True):
         raise Unfit(
@@ -195,9 +214,11 @@ def _refuse_modules(model: nn.Module) -> None:
             raise Unfit(f"has a parameter without an axis, {name!r}; write torch.ones(1)")
 
 
-@cache
 def _run_file(file: str, digest: str) -> ModuleType:
-    """The file as a module. It stands among the modules of Python, where dataclasses look."""
+    """The file as a module, run anew: what one network leaves in it reaches no other.
+
+    It stands among the modules of Python, where dataclasses look.
+    """
     source = recall(digest)
     if source is None:
         raise Unfit(f"is not at hand: this process was given no file with the digest {digest}")
@@ -205,8 +226,13 @@ def _run_file(file: str, digest: str) -> ModuleType:
     module.__file__ = file
     sys.modules[module.__name__] = module
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
-    exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102 - the user's own file
+    exec(_compile(source, file), module.__dict__)  # noqa: S102 - the user's own file
     return module
+
+
+@cache
+def _compile(source: str, file: str) -> CodeType:
+    return compile(source, file, "exec")
 
 
 def _describe(error: BaseException, architecture: str) -> str:

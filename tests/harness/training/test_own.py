@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from harness.study.trials import Trial
 from harness.training.graphs import count_adjacencies, rewrite_model
 from harness.training.images import Images, Part
 from harness.training.networks import build_network, initialize
+from harness.training.own import load_own
 from harness.training.train import train_pack
 
 NAME = "nets/mine.py:build"
@@ -416,3 +419,35 @@ def test_the_groups_of_a_written_norm_are_the_trials(trial_of, norms, groups, to
             build_network(trial, SHAPE, 5)
     else:
         build_network(trial, SHAPE, 5)
+
+
+def test_a_file_draws_from_streams_of_its_block_and_changes_no_global_state(trial_of):
+    text = """
+    import random
+    import numpy
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1 + torch.get_num_threads())
+    drawn = [random.random(), numpy.random.rand(), torch.rand(1).item()]
+
+    def build(shape, classes, depth):
+        drawn.append(random.random())
+        model = nn.Sequential(
+            nn.Conv2d(shape[0], 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes),
+        )
+        model.register_buffer("drawn", torch.tensor(drawn))
+        return model
+"""
+
+    def state():
+        _, keys, place, *_ = np.random.get_state()  # noqa: NPY002
+        streams = random.getstate(), keys.tolist(), place, torch.get_rng_state().tolist()
+        return *streams, torch.get_default_dtype(), torch.get_num_threads()
+
+    before = state()
+    one, again = (load_own(trial_of(text), SHAPE, 5).drawn for _ in range(2))
+    assert state() == before
+    other = load_own(trial_of(text, seed=1), SHAPE, 5).drawn
+    assert len(one) == 4
+    assert torch.equal(one, again)
+    assert not (one == other).any()
