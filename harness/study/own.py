@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import posixpath
 import re
+import sys
+import tokenize
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from harness.study.errors import GridError
@@ -64,11 +68,14 @@ def read_network(architecture: str, folder: Path) -> str:
     file, function = split_name(architecture)
     path = folder / file
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise GridError([f"{path} is not a file"])
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise GridError([f"{path} is larger than {MAX_BYTES:,} bytes, which no network needs"])
-        source = content.decode()
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        source = content.decode(encoding)
         tree = ast.parse(source, file)
     except OSError as error:
         raise GridError([f"{path} cannot be read: {error.strerror}"]) from error
@@ -82,9 +89,7 @@ def read_network(architecture: str, folder: Path) -> str:
         hint = did_you_mean(function, found)
         raise GridError([f"{file} has no function {function!r} at its top level; {has}{hint}"])
     for line, module in _list_imports(tree):
-        beside = path.parent / module.partition(".")[0]
-        is_there = beside.is_dir() or beside.with_suffix(".py").is_file()
-        if module.startswith(".") or (is_there and beside.name != "harness"):
+        if _lies_beside(module, path.parent, folder, Path.cwd()):
             text = f"{file}:{line}: imports {module}, which lies beside it: only this one file"
             raise GridError([f"{text} travels to the workers; put all it needs into it"])
     return remember(source)
@@ -130,8 +135,40 @@ def _walk_top(node: ast.AST) -> Iterator[ast.AST]:
             yield from _walk_top(child)
 
 
+def _lies_beside(module: str, parent: Path, *folders: Path) -> bool:
+    """Does Python find it beside the file, or in one of the folders but not installed there?"""
+    name = module.partition(".")[0]
+    beside = parent / name
+    if name == "harness":
+        return False
+    if module.startswith(".") or beside.is_dir() or beside.with_suffix(".py").is_file():
+        return True
+    if name in sys.stdlib_module_names:
+        return False
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
+    return any(
+        Path(place).is_relative_to(folder.resolve())
+        and not {"site-packages", "dist-packages"} & {*Path(place).parts}
+        for place in places
+        for folder in folders
+    )
+
+
 def _list_imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(attr="import_module" | "__import__")
+                | ast.Name(id="import_module" | "__import__"),
+                args=[ast.Constant(value=str(module)), *_],
+            ):
+                yield node.lineno, module
+            case _:
+                pass
         if isinstance(node, ast.ImportFrom):
             yield node.lineno, "." * node.level + (node.module or "")
         elif isinstance(node, ast.Import):

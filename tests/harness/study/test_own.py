@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from harness.study.errors import GridError
@@ -118,3 +120,54 @@ def test_settings_are_checked_without_building_it(grid, settings, told):
     with pytest.raises(GridError) as error:
         load_grid(path)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from common.parts import WIDTH\n",
+        "def late():\n    import common.parts\n",
+        "import importlib\nx = importlib.import_module('common.parts')\n",
+        "x = __import__('common')\n",
+    ],
+)
+def test_what_python_finds_in_the_working_directory_does_not_travel(
+    grid, source, tmp_path, monkeypatch
+):
+    path = grid(source + BUILD)
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common/parts.py").write_text("WIDTH = 8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(GridError, match=r"imports common(.parts)?, which lies beside it: only"):
+        load_grid(path)
+
+
+def test_what_is_installed_below_the_working_directory_is_no_sibling(grid, tmp_path, monkeypatch):
+    installed = tmp_path / "venv/site-packages"
+    (installed / "blockparts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(installed))
+    load_grid(grid("import random, torch, blockparts, nowhere_at_all\n" + BUILD))
+
+
+def test_a_file_is_decoded_as_python_decodes_it(grid):
+    path = grid()
+    file = path.parent / "nets/mine.py"
+    file.write_bytes(b"\xef\xbb\xbf" + BUILD.encode())
+    assert load_grid(path).networks == (BUILD,)
+    text = "# coding: latin-1\nNAME = '\xe9'\n" + BUILD
+    file.write_bytes(text.encode("latin-1"))
+    assert load_grid(path).networks == (text,)
+    file.write_bytes(b"# coding: nothing\n" + BUILD.encode())
+    with pytest.raises(GridError, match=r"mine\.py:1: unknown encoding"):
+        load_grid(path)
+
+
+def test_a_pipe_is_not_waited_for(grid):
+    path = grid()
+    file = path.parent / "nets/mine.py"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(GridError, match=r"mine\.py is not a file"):
+        load_grid(path)
