@@ -9,13 +9,15 @@ why they have none, goes out on stdout, both as JSON.
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from harness.study.errors import HarnessError
 from harness.study.facts import look_up_facts
-from harness.study.own import remember
+from harness.study.own import is_own, remember
 from harness.study.trials import Trial
 
 IMAGES = 8
@@ -90,6 +92,34 @@ def count_or_explain(trial: Trial) -> Work | str:
         return count_work(trial)
     except HarnessError as error:
         return str(error)
+    except KeyboardInterrupt:  # no Ctrl-C comes here: the main thread's, or another process's
+        return f"{trial.architecture} raises KeyboardInterrupt"
+
+
+def count_in_time(trials: Sequence[Trial], seconds: int = 120) -> list[Work | str]:
+    """The same of each trial, a user's own network in so many seconds; for a main thread."""
+    overdue: set[str] = set()  # once is enough to wait
+
+    def count(trial: Trial) -> Work | str:
+        if not is_own(trial.architecture):
+            return count_or_explain(trial)
+        late = f"building {trial.architecture} took over {seconds / 60:.2g} minutes"
+
+        def give_up(*_: object) -> NoReturn:
+            overdue.add(trial.architecture)
+            raise HarnessError(late)
+
+        if trial.architecture in overdue:
+            return late
+        usual = signal.signal(signal.SIGALRM, give_up)
+        signal.alarm(seconds)
+        try:
+            return count_or_explain(trial)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, usual)
+
+    return [count(trial) for trial in trials]
 
 
 def main() -> None:
@@ -99,7 +129,7 @@ def main() -> None:
         remember(source)
     trials = [Trial(**settings) for settings in request["trials"]]
     with redirect_stdout(sys.stderr):  # a user's file may print
-        counted = [count_or_explain(trial) for trial in trials]
+        counted = count_in_time(trials)
     print(json.dumps(counted))
 
 

@@ -319,7 +319,7 @@ def explain_lack(program: str, *, pairs: int, joins: int, loose: int) -> str:
     """Say why a user's network with so many places of each kind has none for `program`; else "".
 
     >>> explain_lack("act, + act", pairs=0, joins=0, loose=2)
-    'has no norm that only an activation of ours reads, nor one that ends a residual branch ahead of an addition and such an activation: no placement can move its norms'
+    'has no norm that only an activation of ours reads, nor one that ends a residual branch ahead of an addition and such an activation: no placement can move its norms; write it with the norm ahead of the activation'
     """
     placement = next(name for name, known in _JOINED.items() if known == program)
     if not pairs and not joins:
@@ -327,7 +327,8 @@ def explain_lack(program: str, *, pairs: int, joins: int, loose: int) -> str:
             return "has no norm that a placement could move: write it with nn.BatchNorm2d"
         return (
             "has no norm that only an activation of ours reads, nor one that ends a residual branch "
-            "ahead of an addition and such an activation: no placement can move its norms"
+            "ahead of an addition and such an activation: no placement can move its norms; write "
+            "it with the norm ahead of the activation"
         )
     if not joins and placement not in _PAIRED:
         return (

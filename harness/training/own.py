@@ -55,7 +55,13 @@ def load_own(trial: Trial, shape: tuple[int, int, int], classes: int) -> nn.Modu
     file, function = split_name(trial.architecture)
     with explained(trial), torch.device("cpu"), _globals_of_its_own(trial):
         build = getattr(_run_file(file, trial.architecture_digest), function)
-        model = build(shape, classes, trial.depth)
+        try:
+            model = build(shape, classes, trial.depth)
+        except TypeError as error:
+            if error.__traceback__ and error.__traceback__.tb_next is None:  # not from inside it
+                call = f"{function}(shape, classes, depth), shape = (channels, height, width)"
+                raise Unfit(f"is called as {call}: TypeError: {error}") from error
+            raise
         if not isinstance(model, nn.Module):
             raise Unfit(f"returns {type(model).__name__}, and should return a torch.nn.Module")
         _refuse_modules(model)
@@ -93,8 +99,8 @@ def explained(trial: Trial) -> Iterator[None]:
         raise
     except Unfit as error:
         raise GridError([f"{trial.architecture} {error}"]) from error
-    except (Exception, SystemExit) as error:  # anything may be raised by a file of a user's
-        if not is_own(trial.architecture):
+    except BaseException as error:  # anything may be raised by a file of a user's
+        if not is_own(trial.architecture) or isinstance(error, KeyboardInterrupt):
             raise
         raise GridError([_describe(error, trial.architecture)]) from error
 
@@ -241,7 +247,10 @@ def _describe(error: BaseException, architecture: str) -> str:
     inside = [
         frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
     ]
-    said = str(error).strip().partition("\n")[0]
+    try:
+        said = str(error).strip().partition("\n")[0]
+    except Exception:  # noqa: BLE001 - of a class of the user's
+        said = ""
     what = f"{type(error).__name__}: {said}" if said else type(error).__name__
     if isinstance(error, TraceError):
         what = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.cluster.work import count_work
+from harness.cluster.work import count_in_time, count_or_explain, count_work
 from harness.study.architectures import find_architecture
 from harness.study.errors import GridError
 from harness.study.own import read_network
@@ -268,9 +269,14 @@ def test_it_trains_alike_twice_and_its_rows_name_its_layers(trial_of):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("build = None", "nets/mine.py:build: TypeError: 'NoneType' object is not callable"),
+        ("build = None", "nets/mine.py:build is called as build(shape, classes, depth), shape = (channels, height, width): TypeError: 'NoneType' object"),
         ("raise ValueError('one\\ntwo')\ndef build(): ...", "nets/mine.py:4: `raise ValueError('one\\ntwo')`: ValueError: one"),
         ("import sys\nsys.exit(3)\ndef build(): ...", "nets/mine.py:5: `sys.exit(3)`: SystemExit: 3"),
+        ("def build(extra, shape, classes, depth): ...", "is called as build(shape, classes, depth), shape = (channels, height, width): TypeError: build() missing 1"),
+        ("def build(*_): return 1 + None", "nets/mine.py:4: `def build(*_): return 1 + None`: TypeError: unsupported"),
+        ("class Own(BaseException): ...\ndef build(*_): raise Own(1)", "nets/mine.py:5: `def build(*_): raise Own(1)`: Own: 1"),
+        ("class Own(Exception):\n    def __str__(self): return None\ndef build(*_): raise Own", "nets/mine.py:6: `def build(*_): raise Own`: Own"),
+        (PLAIN.replace("NORM, ACT", "nn.ReLU(), nn.BatchNorm2d(6)"), "no placement can move its norms; write it with the norm ahead of the activation"),
         ("def build(*_): return 7", "nets/mine.py:build returns int, and should return a torch.nn.Module"),
         ("def build(shape, classes, depth): return nn.Linear(3)", "nets/mine.py:4: `def build(shape, classes, depth): return nn.Linear(3)`: TypeError: "),
         (PLAIN.replace("NORM", "nn.Identity()").replace("ACT", "nn.ReLU()"), "nets/mine.py:build has no norm that a placement could move"),
@@ -451,3 +457,19 @@ def test_a_file_draws_from_streams_of_its_block_and_changes_no_global_state(tria
     assert len(one) == 4
     assert torch.equal(one, again)
     assert not (one == other).any()
+
+
+def test_a_file_that_never_ends_is_waited_for_once(trial_of):
+    endless = trial_of("def build(*_):\n    while True: pass")
+    begun = time.monotonic()
+    told = count_in_time([endless, endless, endless], seconds=3)
+    assert told == ["building nets/mine.py:build took over 0.05 minutes"] * 3
+    assert time.monotonic() - begun < 8
+    text = PLAIN.replace("NORM", "nn.BatchNorm2d(6)").replace("ACT", "nn.ReLU()")
+    fine = trial_of(text)
+    assert count_in_time([fine]) == [count_work(fine)]
+
+
+def test_an_interrupt_by_the_file_is_told_when_it_is_counted(trial_of):
+    trial = trial_of("def build(*_): raise KeyboardInterrupt")
+    assert count_or_explain(trial) == "nets/mine.py:build raises KeyboardInterrupt"
