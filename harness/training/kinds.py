@@ -94,12 +94,13 @@ def exchange_norms(model: nn.Module, trial: Trial) -> None:
     if norms and kind != trial.norm and trial.has_norms:
         raise Unfit(f"is written with {kind} norm: say `norm: {kind}` in its product")
     if kind == "group" and trial.has_norms:
-        _refuse_groups([*norms.values()], trial.norm_groups)
+        groups = [module for module in norms.values() if isinstance(module, nn.GroupNorm)]
+        _refuse_groups(groups, trial.norm_groups)
 
 
-def _refuse_groups(norms: Iterable[nn.Module], groups: int) -> None:
+def _refuse_groups(norms: Iterable[nn.GroupNorm], groups: int) -> None:
     """Refuse a number of groups that the norms of a model do not have: it would change nothing."""
-    written = {(norm.num_channels, norm.num_groups) for norm in norms}  # of group norms
+    written = {(norm.num_channels, norm.num_groups) for norm in norms}
     if all(math.gcd(channels, groups) == has for channels, has in written):
         return
     counts = ", ".join(map(str, sorted({has for _, has in written})))
