@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from harness.cluster.forecast import Forecast, guess_bytes
 from harness.cluster.machine import count_cpus
 from harness.cluster.shards import find_hopeless
+from harness.study.cells import find_varying, name_settings
 from harness.study.errors import DataError, GridError
 from harness.study.facts import explain_lack_of_data, look_up_facts
-from harness.study.records import ChoiceRow, TrialRow
+from harness.study.records import FEWEST_PAIRS, ChoiceRow, TrialRow
 from harness.study.selection import select
 from harness.study.terminal import say
 from harness.study.trials import Trial
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CLUSTER_FILE = Path("cluster.yaml")
 """The machines a plan is priced for, if the current folder has this file."""
+_NAMED_BY_ARM = {"flow", "recipe", "stage"}
+"""Settings that the name of an arm says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +123,10 @@ def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str)
     tally, missing, forecast = outlook.tally, outlook.missing, outlook.forecast
     cells: dict[Trial, int] = Counter(replace(trial, seed=0) for trial in grid.trials)
     networks: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    varying = [name for name in find_varying(grid.trials) if name not in _NAMED_BY_ARM]
     for cell in cells:
-        networks[cell.dataset, f"{cell.architecture}-{cell.depth}"][cell.placement] = None
+        name = f"{cell.architecture}-{cell.depth}{name_settings(cell, varying)}"
+        networks[cell.dataset, name][cell.arm] = None
     size = f"{format_count(len(cells), 'cell')}, {format_count(len(grid.trials), 'trial')}"
     lines = [f"{grid.name}: {size}; rows in {location}"]
     lines += [f"  {data} {net}: {', '.join(arms)}" for (data, net), arms in networks.items()]
@@ -175,8 +180,11 @@ def describe_rent(outlook: Outlook, options: Options) -> Iterator[str]:
 
 def describe_power(grid: Grid, rows: Iterable[TrialRow], seeds: int) -> Iterator[str]:
     """For each data set, the smallest difference between two placements that the seeds can show."""
-    if seeds < 2:
-        yield "nothing: a difference needs at least 2 seeds"
+    if seeds < FEWEST_PAIRS:
+        yield (
+            f"nothing: a cell decides nothing with fewer than {FEWEST_PAIRS} seeds, "
+            f"and here one has {seeds}"
+        )
         return
     from analysis.statistics.power import detectable_difference  # noqa: PLC0415  scipy: only for a plan
 

@@ -11,12 +11,13 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from harness.study.cells import find_varying, name_settings
 from harness.study.errors import HarnessError
-from harness.study.records import FailureRow, Settings, settings_of
+from harness.study.records import FailureRow, settings_of
 from harness.study.terminal import Parser, say
 from harness.study.trials import Trial
 from harness.study.wording import clip, format_count, format_duration
@@ -33,8 +34,6 @@ SHORTEST_WATCH = 2.0
 
 LATE_AFTER = 30.0
 """Seconds without a sign of life after which that is said of a run; a few heartbeats."""
-
-_NAMED_BY_LABEL = {"dataset", "architecture", "depth", "placement", "program", "seed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +87,10 @@ class Status:
 
     def count_by_cell(self) -> dict[str, Counter[str]]:
         """Cell in words -> outcome -> trials."""
-        # Two arms may share architecture and placement, so name every setting that varies.
-        varying = [
-            field.name
-            for field in fields(Settings)
-            if field.name not in _NAMED_BY_LABEL
-            and len({getattr(trial, field.name) for trial in self.tally.trials}) > 1
-        ]
+        varying = find_varying(self.tally.trials)
         cells: dict[str, Counter[str]] = defaultdict(Counter)
         for trial in self.tally.trials:
-            more = "".join(f" {name}={getattr(trial, name)}" for name in varying)
-            cells[_name_cell(trial) + more][self.tally.outcome(trial)] += 1
+            cells[_name_cell(trial) + name_settings(trial, varying)][self.tally.outcome(trial)] += 1
         return dict(cells)
 
     def list_causes(self) -> list[Cause]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.judgement.effects import find_twins
-from analysis.judgement.outcomes import FEWEST_PAIRS
 from analysis.statistics.contrasts import Contrast, estimate_cells, estimate_contrast
 from analysis.statistics.multiplicity import holm
 from analysis.statistics.resampling import sign_flip_tails
+from harness.study.records import FEWEST_PAIRS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.judgement.outcomes import FEWEST_PAIRS
 from analysis.judgement.studies import STUDY, Study, count_groups
 from analysis.load import spread_times
 from analysis.statistics.contrasts import estimate_contrast
+from harness.study.records import FEWEST_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.outcomes import FEWEST_PAIRS, WINDOWS, collect_outcomes, name_arm
+from analysis.judgement.outcomes import WINDOWS, collect_outcomes, name_arm
 from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import (
     cell_moments,
@@ -24,6 +24,7 @@ from analysis.statistics.multiplicity import holm
 from analysis.statistics.resampling import sign_flip_floor, sign_flip_test
 from harness.study import architectures
 from harness.study.architectures import ARCHITECTURES
+from harness.study.records import FEWEST_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.judgement.effects import GROUPS, UNITS
-from analysis.judgement.outcomes import FEWEST_PAIRS
 from analysis.judgement.studies import name_value
 from analysis.statistics.contrasts import estimate_contrast
 from analysis.statistics.multiplicity import holm
-from harness.study.records import Settings
+from harness.study.records import FEWEST_PAIRS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -36,9 +36,6 @@ WINDOWS = {
 LAYERS = {"first": "at the first layer", "fall": "as its fall over the layers"}
 """Other ways to reduce the layers than their mean, which decides: for the robustness panel."""
 
-FEWEST_PAIRS = 3
-"""A cell with fewer pairs decides nothing, and is named: with two, any outlier is half the data."""
-
 _OF_THE_ARM = {"flow", "flow_lr", "flow_weight_decay"}
 """Settings of a block that tell arms apart, not cells."""
 

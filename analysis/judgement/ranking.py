@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.outcomes import FEWEST_PAIRS
 from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import estimate_cells
+from harness.study.records import FEWEST_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.outcomes import FEWEST_PAIRS, WINDOWS
+from analysis.judgement.outcomes import WINDOWS
+from harness.study.records import FEWEST_PAIRS
 from harness.study.wording import format_count
 
 if TYPE_CHECKING:

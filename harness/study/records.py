@@ -330,6 +330,10 @@ class TrialRows:
     gradients: tuple[GradientRow, ...]
 
 
+FEWEST_PAIRS = 3
+"""A cell with fewer pairs decides nothing, and is named: with two, any outlier is half the data."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalysisPlan:
     """The analysis settings that the grid fixes before anything runs; stored with the rows."""

@@ -122,6 +122,23 @@ def test_a_plan_rests_on_what_has_been_trained(grid, capsys):
     assert "as measured so far" in said
 
 
+def test_a_plan_tells_apart_what_only_its_settings_do(tmp_path, capsys):
+    path = tmp_path / "norms.yaml"
+    path.write_text(
+        "defaults: {dataset: digits, epochs: 1, warmup_epochs: 0.5, augmentation: none, depth: 4}\n"
+        "seeds: 2\n"
+        "grid:\n"
+        "  - {architecture: mlp, placement: [before, after], norm: [batch, layer]}\n"
+        "  - {architecture: mlp, placement: after, flow: before}\n",
+        encoding="utf-8",
+    )
+    assert main([str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "  digits mlp-4 norm=batch: before, after, after with the flow of before\n" in said
+    assert "  digits mlp-4 norm=layer: before, after\n" in said
+    assert "detects    nothing: a cell decides nothing with fewer than 3 seeds, and here" in said
+
+
 def test_options_may_stand_anywhere_and_overrides_among_them(grid, capsys):
     assert main(["--seeds", "2", str(grid), "--only", "depth=4", "epochs=3", "--dry-run"]) == 0
     said = capsys.readouterr().out
