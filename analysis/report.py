@@ -145,6 +145,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
 
     from analysis.judgement.effects import UNITS, find_effects
     from analysis.judgement.interactions import find_interactions
+    from analysis.judgement.networks import describe_networks
     from analysis.judgement.outcomes import collect_outcomes
     from analysis.judgement.practice import measure_practice
     from analysis.judgement.ranking import rank_arms
@@ -174,6 +175,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
             ranks=tuple(rank_arms(studies)),
             practices=tuple(measure_practice(results, studies)),
             interactions=find_interactions(studies, results.plan),
+            networks=describe_networks(effects, verdicts),
             seen=sighting.seen,
         )
         page = with_calibration(page, rates.result())
@@ -223,7 +225,7 @@ def _print_verdicts(page: Page, folder: Path) -> None:
         )
     for warning in page.results.warnings:
         say(f"beware: {warning}")
-    is_claimed = any(card.is_claimed for card in page.cards)
+    is_claimed = any(cards[0].is_claimed for cards in page.studies.values())
     for study, cards in page.studies.items():
         if is_claimed and not cards[0].is_claimed:
             say(f"\nTHE SAME QUESTIONS: {study}")
@@ -235,14 +237,28 @@ def _print_verdicts(page: Page, folder: Path) -> None:
             say(f"\n{study.upper()}")
         for card in cards:
             _print_verdict(card)
+    _print_networks(page)
     say(f"\n{folder / 'index.html'}")
+
+
+def _print_networks(page: Page) -> None:
+    if page.networks:
+        say("\nNETWORKS WITHOUT A CLAIM" if page.studies else "")
+    for study, network in page.networks:
+        _say_folded(f"{study}: {network.sentence}" if study else network.sentence, indent="")
+    if page.absence:
+        say(f"\n{page.absence}")
 
 
 def _print_verdict(card: Card) -> None:
     say(f"\n{card.icon} {card.claim} {card.answer.upper()}, {card.meaning}: {card.title}")
-    width = min(shutil.get_terminal_size().columns, 100)
     for text in (card.sentence, *(f"{name}: {note}" for name, note in card.notes)):
-        say(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
+        _say_folded(text)
+
+
+def _say_folded(text: str, indent: str = "  ") -> None:
+    width = min(shutil.get_terminal_size().columns, 100)
+    say(textwrap.fill(text, width, initial_indent=indent, subsequent_indent=f"{indent}  "))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ class Study:
         return {name: getattr(self, name) for name in STUDY}
 
     @property
+    def identity_key(self) -> tuple[Any, ...]:
+        """The same, to look a study up."""
+        return tuple(self.identity.values())
+
+    @property
     def is_papers(self) -> bool:
         """Is it about batch norm and ReLU, as the paper's claims are?"""
         return (self.norm, self.activation) == ("batch", "relu")

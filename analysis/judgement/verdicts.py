@@ -98,6 +98,11 @@ class Verdict(Study):
     """All effects the verdict rests on: pooled ones first, then cell by cell."""
 
     @property
+    def has_trials(self) -> bool:
+        """Does the grid have trials that could show it?"""
+        return self.robustness is not None
+
+    @property
     def grade(self) -> str:
         """The word with its qualifier, as a headline prints them."""
         return f"{self.word} ({self.qualifier})" if self.qualifier else self.word

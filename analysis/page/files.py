@@ -114,6 +114,7 @@ def _render_json(page: Page, *, written: datetime) -> str:
         "plan": asdict(results.plan),
         "looks": [asdict(look) for look in page.seen],
         "verdicts": [asdict(verdict) for verdict in page.verdicts],
+        "networks": [asdict(network) for _, network in page.networks],
     }
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return theme.INVISIBLE.sub(lambda sign: json.dumps(sign[0])[1:-1], text)
@@ -161,6 +162,10 @@ def _render_markdown(page: Page, *, written: datetime) -> str:
             ]
             for name, text in card.notes:
                 lines += ["", f"**{name}**: {plain(text)}"]
+    lines += ["", plain(page.absence)] * bool(page.absence)
+    for study, network in page.networks:
+        where = f"**{plain(study)}**: " if study else ""
+        lines += ["", f"{where}{plain(network.sentence)}"]
     for section in page.sections:
         figures = [figure for figure in section.figures if not figure.is_aside]
         lines += ["", f"## {section.title}"] if figures or section.intro else []

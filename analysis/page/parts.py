@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from analysis.judgement.networks import CLAIMED
 from analysis.page import theme
 
 if TYPE_CHECKING:
     import altair as alt
 
     from analysis.judgement.interactions import Interaction
+    from analysis.judgement.networks import Network
     from analysis.judgement.practice import Practice
     from analysis.judgement.verdicts import Verdict
     from analysis.load import Results
@@ -85,6 +87,8 @@ class Card:
     """The data set and recipe it speaks of, where there are several, and what is new in it."""
     is_claimed: bool
     """Does the paper claim it, or is it the same question of another norm or activation?"""
+    has_trials: bool
+    """Does the grid have trials that could show it?"""
     word: str
     icon: str
     answer: str
@@ -118,14 +122,31 @@ class Page:
     practices: tuple[Practice, ...] = ()
     interactions: tuple[Interaction, ...] = ()
     """Exploratory: what the effect of the order depends on."""
+    networks: tuple[tuple[str, Network], ...] = ()
+    """The networks that no verdict speaks of, each behind its study in words."""
     seen: tuple[SeenLook, ...] = ()
     """The looks at these results so far, this one among them."""
 
     @property
     def studies(self) -> Mapping[str, tuple[Card, ...]]:
-        """The cards of each study, in their order."""
-        names = dict.fromkeys(card.study for card in self.cards)
+        """The cards of each study, in their order; a study that no claim is about has none."""
+        judged = {card.study for card in self.cards if card.has_trials}
+        told = {study for study, _ in self.networks}
+        names = dict.fromkeys(
+            c.study for c in self.cards if c.study in judged or c.study not in told
+        )
         return {name: tuple(card for card in self.cards if card.study == name) for name in names}
+
+    @property
+    def absence(self) -> str:
+        """What stands in place of the cards, where the grid has no trials for any claim."""
+        if self.studies or not self.networks:
+            return ""
+        lack = "has none of them"
+        if set(CLAIMED) & set(self.results.planned["architecture"]):
+            lack = "has none of them in placements after and before"
+        names = ", ".join(name for name in CLAIMED if "/" not in name)
+        return f"The paper's claims are about {names} and such of torchvision: this grid {lack}."
 
     @property
     def asks_of_others(self) -> bool:

@@ -28,6 +28,7 @@ from analysis.page.runs import show_integrity, show_tuning
 if TYPE_CHECKING:
     from analysis.judgement.effects import Effect
     from analysis.judgement.interactions import Interaction
+    from analysis.judgement.networks import Network
     from analysis.judgement.practice import Practice
     from analysis.judgement.ranking import Rank
     from analysis.judgement.simulation import Rate
@@ -48,6 +49,7 @@ def build_page(
     ranks: Sequence[Rank] = (),
     practices: Sequence[Practice] = (),
     interactions: Sequence[Interaction] = (),
+    networks: Sequence[Network] = (),
     seen: Sequence[SeenLook] = (),
 ) -> Page:
     """Lay out what results, effects and verdicts say, and how often they were looked at."""
@@ -55,6 +57,7 @@ def build_page(
     marks = theme.marks_of(dict.fromkeys(trials["arm"]))
     studied = trials[trials["stage"] == "study"]
     studies = tables.name_studies(frame_studies(verdicts))
+    names = {v.identity_key: name for v, name in zip(verdicts, studies, strict=True)}
     cards = tuple(_card(*pair, marks) for pair in zip(verdicts, studies, strict=True))
     comparisons = compare(effects)
     sections = (
@@ -77,6 +80,7 @@ def build_page(
         verdicts=tuple(verdicts),
         practices=tuple(practices),
         interactions=tuple(interactions),
+        networks=tuple((names[network.identity_key], network) for network in networks),
         seen=tuple(seen),
         cards=cards,
         marks=marks,
@@ -108,6 +112,7 @@ def _card(verdict: Verdict, study: str, marks: Mapping[str, Mark]) -> Card:
         title=verdict.title,
         study=study,
         is_claimed=verdict.is_claimed,
+        has_trials=verdict.has_trials,
         word=verdict.word,
         icon=theme.WORDS[verdict.word][0],
         answer=verdict.answer,
