@@ -26,6 +26,7 @@ NEEDS = {
     "C4": "resnet or preresnet with placements after and before",
     "C5": "plain and resnet of equal depth with placements after and before",
 }
+TOO_FEW = f"no cell has {FEWEST_PAIRS} pairs, so nothing tells a difference from chance"
 _POOLS = {
     "C1": "CNNs without skips",
     "C2": "CNNs without skips",
@@ -347,7 +348,7 @@ def _describe_absence(one: Comparison) -> str:
     if one.is_uninformative_K.all():
         return "nothing learned, or less left to gain than the margin, so nothing could have shown"
     if one.is_short_K.all():
-        return f"no cell has {FEWEST_PAIRS} pairs, so nothing tells a difference from chance"
+        return TOO_FEW
     return f"{format_pairs(one)} do not vary at all, so nothing tells a difference from chance"
 
 

@@ -100,7 +100,7 @@ class Verdict(Study):
     @property
     def has_trials(self) -> bool:
         """Does the grid have trials that could show it?"""
-        return self.robustness is not None
+        return bool(self.reason)  # every judgement has one
 
     @property
     def grade(self) -> str:

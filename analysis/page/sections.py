@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from analysis.judgement.sentences import TOO_FEW
 from analysis.judgement.studies import frame_studies
 from analysis.page import charts, theme
 from analysis.page import frames as tables
@@ -24,6 +25,7 @@ from analysis.page.interactions import show_interactions
 from analysis.page.parts import Card, Page, Panel
 from analysis.page.practice import show_practice
 from analysis.page.runs import show_integrity, show_tuning
+from harness.study.records import FEWEST_PAIRS
 
 if TYPE_CHECKING:
     from analysis.judgement.effects import Effect
@@ -59,6 +61,11 @@ def build_page(
     studies = tables.name_studies(frame_studies(verdicts))
     names = {v.identity_key: name for v, name in zip(verdicts, studies, strict=True)}
     cards = tuple(_card(*pair, marks) for pair in zip(verdicts, studies, strict=True))
+    cells = [effect for effect in effects if effect.kind == "cell"]
+    if cells and all(effect.pairs_planned < FEWEST_PAIRS for effect in cells):
+        few = f"{TOO_FEW}: at least {FEWEST_PAIRS} seeds in every cell would"
+        results = replace(results, warnings=(few, *results.warnings))
+        cards = tuple(map(_shorten, cards))
     comparisons = compare(effects)
     sections = (
         show_differences(comparisons, marks),
@@ -96,6 +103,15 @@ def with_calibration(page: Page, rates: Sequence[Rate]) -> Page:
     """The page, and at its end how often verdicts like these err."""
     section = show_calibration(rates)
     return replace(page, sections=(*page.sections, section)) if section.tables else page
+
+
+def _shorten(card: Card) -> Card:
+    """The card without what is said once, ahead of all cards."""
+    if TOO_FEW not in card.sentence:
+        return card
+    return replace(
+        card, sentence=card.sentence.replace(TOO_FEW, "too few pairs"), reason="", notes=()
+    )
 
 
 def _card(verdict: Verdict, study: str, marks: Mapping[str, Mark]) -> Card:

@@ -54,3 +54,14 @@ def test_claimed_networks_alone_leave_nothing_to_add(tmp_path, capsys):
     said, _, networks = report_of(tmp_path, ["plain", "resnet"], capsys)
     assert networks == []
     assert "NETWORKS" not in said
+
+
+def test_too_few_seeds_are_said_once_ahead_of_the_cards(tmp_path, capsys):
+    study = Study(placements=("before", "after"), seeds=range(2))
+    write_study(tmp_path, study, rng=np.random.default_rng(0))
+    assert report.main([str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("no cell has 3 pairs") == 1
+    assert said.index("no cell has 3 pairs") < said.index("C1 "), said
+    assert "too few pairs" in said
+    assert "To settle it" not in said, said
