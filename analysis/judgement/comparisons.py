@@ -143,7 +143,7 @@ def compare(
     dull_C = outcomes.are_uninformative(arm, baseline, margins.accuracy)
     judged_C = is_member_C & (pairs_C >= FEWEST_PAIRS) & ~dull_C
     weight_C = judged_C / np.maximum(judged_C.sum(-1, keepdims=True), 1)
-    floor = outcomes.floor(quantity)
+    floor, look = outcomes.floor(quantity), outcomes.look_on(is_member_C, arm, baseline)
     scores_above = None
     if quantity == "accuracy" and "none" in {arm, baseline}:
         scores_above = outcomes.scores_of(arm) - outcomes.scores_of(baseline)
@@ -161,9 +161,9 @@ def compare(
         pairs_K=pairs_C[..., is_member_C],
         is_uninformative_K=dull_C[..., is_member_C],
         pooled=estimate_contrast(
-            diff_CS, weight_C, block_C=outcomes.block_C, floor=floor, look=outcomes.look
+            diff_CS, weight_C, block_C=outcomes.block_C, floor=floor, look=look
         ),
-        parts=estimate_cells(diff_CS[..., is_member_C, :], floor=floor, look=outcomes.look),
+        parts=estimate_cells(diff_CS[..., is_member_C, :], floor=floor, look=look),
         risks=outcomes.risks(arm, baseline).over(is_member_C),
         scores_above=scores_above,
     )
@@ -190,7 +190,7 @@ def compare_twins(
     is_judged_K = (pairs_K >= FEWEST_PAIRS) & ~is_dull_K
     weight_C = is_judged_K @ twin_KC / np.maximum(is_judged_K.sum(-1, keepdims=True), 1)
     is_member_C = np.any(twin_KC != 0, axis=0)
-    floor = outcomes.floor(quantity)
+    floor, look = outcomes.floor(quantity), outcomes.look_on(is_member_C, arm, baseline)
     return _weigh(
         quantity=quantity,
         arm=arm,
@@ -204,14 +204,14 @@ def compare_twins(
         pairs_K=pairs_K,
         is_uninformative_K=is_dull_K,
         pooled=estimate_contrast(
-            diff_CS, weight_C, block_C=outcomes.block_C, floor=floor, look=outcomes.look
+            diff_CS, weight_C, block_C=outcomes.block_C, floor=floor, look=look
         ),
         parts=estimate_contrast(
             diff_CS[..., ends_K2, :],
             np.array([1.0, -1.0]),
             block_C=np.arange(2),  # two architectures share no block seed
             floor=floor,
-            look=outcomes.look,
+            look=look,
         ),
         risks=outcomes.risks(arm, baseline).over(is_member_C),
         scores_above=None,

@@ -338,12 +338,13 @@ class _Comparison:
         architecture: str | None = None,
     ) -> Effect:
         outcomes = self.outcomes
+        look = outcomes.look_on(is_member_C, self.arm, self.baseline)
         contrast = estimate_contrast(
             self.diff_CS,
             weight_C,
             block_C=outcomes.block_C,
             floor=outcomes.floor(self.quantity),
-            look=outcomes.look,
+            look=look,
         )
         is_paired_CS = np.isfinite(self.diff_CS) & is_member_C[:, None]
         diff_P = self.diff_CS[is_paired_CS]
@@ -360,7 +361,6 @@ class _Comparison:
                 & is_member_C[:, None]
             ).sum()
         )
-        look = outcomes.look
         risk_low, risk_high = risk.interval(1 - 2 * look.nominal(0.025))
         p_flip = floor = float("nan")
         if cell is not None and len(diff_P) >= 2:

@@ -159,6 +159,16 @@ class Outcomes(Study):
         """Pairs with an outcome in both arms, a divergence being one: (..., C, S)."""
         return self._of(self.ran_PCS, arm) & self._of(self.ran_PCS, baseline)
 
+    def look_on(self, is_member_C: NDArray[np.bool_], *arms: str) -> Look:
+        """The look at these arms and cells: a run that stops where it is decided leaves some thin.
+
+        Of cells with unequal numbers of seeds it is that of the thinnest, which is the strictest.
+        """
+        planned_PCS = [self._of(self.planned_PCS, arm)[is_member_C] for arm in arms]
+        seeds_PC = np.sum(planned_PCS, axis=-1)
+        seeds = seeds_PC[seeds_PC > 0]
+        return self.look.at(seeds.min() / len(self.seeds)) if len(seeds) else self.look
+
     def risks(self, arm: str, baseline: str) -> RiskDifference:
         """How much more often the arm diverges or learns nothing, in each cell: (..., C)."""
         has_run_CS = self.have_run(arm, baseline)
@@ -223,7 +233,7 @@ def collect_outcomes(results: Results, look: Look = ONLY_LOOK) -> tuple[Outcomes
             _collect_study(study, rows, trials, flows),
             chance=results.chance.get(study.dataset, float("nan")),
             graft_errors=_check_grafts(rows, results.gradients),
-            look=look,
+            look=look.at(rows["seed"].nunique() / planned["seed"].nunique()),
         )
         for study, rows in split_studies(planned)
     )

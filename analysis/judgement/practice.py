@@ -122,7 +122,7 @@ def _describe(
         diff_QCS,
         mean_weights(diff_QCS, is_member_C),
         block_C=outcomes.block_C,
-        look=outcomes.look,
+        look=outcomes.look_on(is_member_C, arm, baseline),
     )
     half_Q = contrast.half_width(0.95)
     for q, quantity in enumerate(QUANTITIES):

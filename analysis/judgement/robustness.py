@@ -95,7 +95,8 @@ def cross_check(
         sign_flip_floor(weighted_P),
         signed_rank_test(diff_P),
     )
-    p_sign_flip, floor, p_signed_rank = outcomes.look.repeated_two_sided(p_values).tolist()
+    look = one.pooled.look
+    p_sign_flip, floor, p_signed_rank = look.repeated_two_sided(p_values).tolist()
     return Robustness(
         p_sign_flip=p_sign_flip,
         p_sign_flip_floor=floor,
@@ -149,7 +150,7 @@ def _vary_flow(outcomes: Outcomes, one: Comparison) -> Iterator[Sensitivity]:
             _weights_of(outcomes, one, diff_CS),
             block_C=outcomes.block_C,
             floor=outcomes.floor(one.quantity),
-            look=outcomes.look,
+            look=one.pooled.look,
         )
         half = contrast.half_width(0.95)
         yield Sensitivity(

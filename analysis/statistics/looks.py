@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _LEVEL_A = np.concatenate([np.logspace(-12, -2, 61), np.linspace(0.015, 0.5, 40)])
 """One-sided error rates whose nominal levels are computed; others are interpolated."""
 _NODE_K, _WEIGHT_K = np.polynomial.legendre.leggauss(96)  # on [-1, 1]
+_SLACK = 1e-9
+"""Shares of the information that differ by less are one."""
 _FAR = 8.0
 """Standard deviations beyond which a normal density is treated as zero."""
 
@@ -50,6 +52,17 @@ class Look:
     def is_only(self) -> bool:
         """Is this the only look, at the end?"""
         return self.fractions == (1.0,)
+
+    def at(self, share: float) -> Look:
+        """The look at a part of the study that has got this share of the trials of the others.
+
+        >>> Look((0.3, 0.5, 1.0)).at(0.5)
+        Look(fractions=(0.3, 0.5))
+        """
+        if share >= 1:
+            return self
+        own = share * self.fractions[-1]
+        return Look((*(one for one in self.fractions if one < own - _SLACK), own))
 
     def nominal(self, alpha: float) -> float:
         """The one-sided level to test at now, when all looks together may err with `alpha`.
