@@ -22,6 +22,7 @@ from harness.study.terminal import say
 from harness.study.trials import Trial
 from harness.study.tuning import apply_choices, choose, expand_tuning
 from harness.study.wording import format_count, format_duration, format_size
+from harness.until import Extent, describe_looks
 
 if TYPE_CHECKING:
     from harness.results import Snapshot, Tally
@@ -40,6 +41,7 @@ class Options:
     grid: str
     overrides: Sequence[str]
     dry_run: bool
+    until_decided: bool
     price: Sequence[tuple[str, float]]
     check_cluster: bool
     results: str | None
@@ -74,20 +76,29 @@ class Outlook:
     hopeless: frozenset[str]
     missing: list[Trial]
     forecast: Forecast
+    extent: Extent | None
+    """How much of the grid is wanted so far; None: all of it."""
 
     @classmethod
-    def of(cls, grid: Grid, snapshot: Snapshot, options: Options) -> Outlook:
+    def of(
+        cls, grid: Grid, snapshot: Snapshot, options: Options, extent: Extent | None = None
+    ) -> Outlook:
         """Compare the grid with what its folder holds.
 
         Raises:
-            GridError: a user's own network that is to be trained cannot be built.
+            GridError: a user's own network that is to be trained cannot be built, or looks are
+                asked for that the grid does not plan.
         """
+        if options.until_decided and not extent:
+            extent = Extent.of(grid, snapshot.plan)
         rows = tuple(snapshot.rows.values())
         trials, choices = grid.trials, ()
         if grid.tuning:
             choices = choose(grid.trials, grid.tuning, rows)
             tuned = apply_choices(grid.trials, choices)
             trials = (*expand_tuning(grid.trials, grid.tuning, rows), *grid.trials, *tuned)
+        if extent:
+            trials = tuple(filter(extent.covers, trials))
         tally = snapshot.tally(trials)
         asked = select(trials, options.only)
         failures = [row for rows in tally.failures.values() for row in rows]
@@ -101,7 +112,7 @@ class Outlook:
         forecast.prepare(missing)
         if mistakes := forecast.find_mistakes(missing):
             raise GridError(mistakes)
-        return cls(snapshot, tally, choices, asked, hopeless, missing, forecast)
+        return cls(snapshot, tally, choices, asked, hopeless, missing, forecast, extent)
 
 
 def check_data(trials: Iterable[Trial], options: Options) -> None:
@@ -158,6 +169,8 @@ def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str)
         lines.append(f"disk       roughly {format_size(sum(map(guess_bytes, missing)))}")
         if CLUSTER_FILE.exists():
             lines += [f"rented     {text}" for text in describe_rent(outlook, options)]
+    if outlook.extent:
+        lines += describe_looks(outlook.extent, grid.trials, grid.plan)
     fewest = min(cells.values())
     lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), fewest)]
     return "\n".join(lines)

@@ -32,6 +32,7 @@ from harness.study.terminal import Parser, say
 from harness.study.trials import Trial
 from harness.study.wording import format_count, format_duration
 from harness.training.provenance import digest_code
+from harness.until import Extent, ask, describe_decision
 
 if TYPE_CHECKING:
     from harness.results import Lease, Snapshot, Store, Tally
@@ -95,6 +96,12 @@ def _parse(arguments: Sequence[str]) -> Options:
         "--dry-run",
         action="store_true",
         help="print the plan: trials, time, disk, money, what the seeds can detect; changes nothing",
+    )
+    add(
+        "--until-decided",
+        action="store_true",
+        help="stop at each planned look (analysis.looks in the grid), and add seeds only for claims "
+        "that are still open and that seeds could settle",
     )
     add(
         "--price",
@@ -191,7 +198,10 @@ def _parse(arguments: Sequence[str]) -> Options:
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-v", "--verbose", action="store_true", help="a line for every trial")
     loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-    return Options(**vars(parser.parse_intermixed_args(arguments)))
+    options = Options(**vars(parser.parse_intermixed_args(arguments)))
+    if options.until_decided and (options.only or options.limit):
+        parser.error("--until-decided chooses what to train; leave out --only and --limit")
+    return options
 
 
 class _PrintSettings(argparse.Action):
@@ -285,7 +295,7 @@ def _run(options: Options, command: str) -> int:
         if failed and not options.retry_failed:
             say(f"once the cause is fixed: {command} --retry-failed")
         say(f"rows: {location}")
-    if stop.is_set() and any(tally.is_open(trial) for trial in tried):
+    if stop.is_set() and (outlook.extent or any(tally.is_open(trial) for trial in tried)):
         say(describe_stop(tally, tried, stopped), is_error=True)
         say(f"To resume: {command}", is_error=True)
         return INTERRUPTED
@@ -307,23 +317,18 @@ def _load_grid(options: Options) -> Grid:
 def _train_rounds(
     grid: Grid, outlook: Outlook, store: Store, stop: Event, options: Options
 ) -> tuple[Outlook, list[Trial], Sequence[Trial]]:
-    """Train what is missing, then what the tuning stage adds.
+    """Train what is missing, then what the tuning stage and looks add.
 
     Returns also all trials that were tried, and those that were in training when `stop` was set.
     """
     tried: list[Trial] = []
-    if not outlook.missing and _is_planned(grid, outlook):
-        return outlook, tried, ()
+    stopped: Sequence[Trial] = ()
+    if not outlook.missing and not outlook.extent and _is_planned(grid, outlook):
+        return outlook, tried, stopped
     if outlook.missing and not options.accept_other_code:
         refuse_other_code(outlook.tally, store.location)
-    if not options.quiet and (plan := outlook.snapshot.plan):
-        planned = {trial.id for trial in outlook.tally.trials}
-        if not any(trial.id in planned for trial in plan.trials):
-            say(
-                f"{store.location} was last used for another grid, {plan.analysis.grid!r}, which "
-                "shares no trial with this one; its rows stay, but reports will cover this grid",
-                is_error=True,
-            )
+    if not options.quiet:
+        _warn_of_another_grid(outlook, store)
     from harness.results import Lease, keep_networks, sweep, take_snapshot  # noqa: PLC0415  pyarrow
     from harness.results.store import name_some  # noqa: PLC0415  the same
 
@@ -336,16 +341,44 @@ def _train_rounds(
             keep_networks(store, grid.networks)
             store.write_plan(grid.plan, outlook.tally.trials, grid.source)
             store.write_choices(outlook.choices)
-            if not outlook.missing:
-                return outlook, tried, stopped
-            tried += outlook.missing
-            sweep(store, lease)
-            stopped = _train(grid, outlook, store, lease, stop, options).stopped
             planned = len(outlook.tally.trials)
-            snapshot = take_snapshot(store, since=outlook.snapshot)
-            outlook = Outlook.of(grid, snapshot, options)
-            if stop.is_set() or options.limit or len(outlook.tally.trials) == planned:
+            if outlook.missing:
+                tried += outlook.missing
+                sweep(store, lease)
+                stopped = _train(grid, outlook, store, lease, stop, options).stopped
+                snapshot = take_snapshot(store, since=outlook.snapshot)
+                outlook = Outlook.of(grid, snapshot, options, outlook.extent)
+            if stop.is_set() or options.limit:
                 return outlook, tried, stopped
+            if len(outlook.tally.trials) == planned:  # the tuning stage adds nothing
+                extent = _look(outlook, store, options)
+                if not extent:
+                    return outlook, tried, stopped
+                outlook = Outlook.of(grid, outlook.snapshot, options, extent)
+
+
+def _look(outlook: Outlook, store: Store, options: Options) -> Extent | None:
+    """What is wanted from here on; None if nothing is, or if no looks were asked for."""
+    if not outlook.extent:
+        return None
+    decision = ask(store.location, allow_mixed=options.accept_other_code)
+    further = outlook.extent.extend(outlook.tally.trials, decision.wanted)
+    if not options.quiet:
+        for line in describe_decision(outlook.extent, decision, further):
+            say(line)
+    return further
+
+
+def _warn_of_another_grid(outlook: Outlook, store: Store) -> None:
+    if not (plan := outlook.snapshot.plan):
+        return
+    planned = {trial.id for trial in outlook.tally.trials}
+    if not any(trial.id in planned for trial in plan.trials):
+        say(
+            f"{store.location} was last used for another grid, {plan.analysis.grid!r}, which "
+            "shares no trial with this one; its rows stay, but reports will cover this grid",
+            is_error=True,
+        )
 
 
 def _is_planned(grid: Grid, outlook: Outlook) -> bool:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import optimize, special
 
+from analysis.statistics.looks import Look
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 SEEDS_LIMIT = 10_000
 """The limit of every search: no study plans for more seeds."""
@@ -187,6 +189,40 @@ def seeds_needed_to_decide(
         return max(differs, within) >= power
 
     return _fewest(decides, least=3)
+
+
+def expected_seeds(
+    effect: float,
+    margin: float,
+    *,
+    sd: float,
+    cells: int,
+    looks: Sequence[int],
+    alpha: float = 0.05,
+) -> float:
+    """Seeds that a study is expected to take, if it stops at the first look with a word.
+
+    A word is that the mean over cells differs from zero, or that every cell lies within the margin.
+    The last look ends the study either way.
+
+    Units:
+        effect, margin and sd (of the paired differences in a cell) in one unit; `looks` in seeds.
+
+    >>> expected_seeds(1.0, 0.5, sd=0.25, cells=4, looks=(5, 10, 20))
+    5.000...
+    """
+    shares = tuple(look / looks[-1] for look in looks)
+    total, going_on, before = 0.0, 1.0, 0
+    for number, seeds in enumerate(looks):
+        total += (seeds - before) * going_on
+        look, before = Look(shares[: number + 1]), seeds
+        root, df = np.sqrt(seeds) / sd, seeds - 1
+        differs = t_power(
+            effect * root * np.sqrt(cells), df * cells, alpha=2 * look.nominal(alpha / 2)
+        )
+        within = tost_power(margin * root, df, ratio=effect * root, alpha=look.nominal(alpha))
+        going_on = min(going_on, 1 - max(differs, within**cells))
+    return float(total)
 
 
 def sd_upper_bound(sd: float, df: float, *, confidence: float = 0.8) -> float:
