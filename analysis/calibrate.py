@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from analysis.judgement.simulation import Design, Rate
 
 
+STOPPING_PART = 4
+"""Of so many grids one is followed look by look, which takes longer."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the rates of a design; the exit code says whether every promise is kept."""
     parser = Parser(
@@ -57,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         find_design,
         make_reference_design,
     )
+    from analysis.judgement.stopping import calibrate_stopping  # noqa: PLC0415
     from analysis.judgement.together import calibrate_together  # noqa: PLC0415
     from analysis.load import ResultsError, load_results  # noqa: PLC0415
 
@@ -84,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = calibrate(design, replicates=options.replicates, rng=rng)
         say(("\n" if number else "") + _tabulate(design, rates))
         is_kept &= all(rate.is_kept for rate in rates)
+        if not options.results or len(design.plan.looks) > 1:
+            rng = np.random.default_rng(options.rng)
+            few = -(-options.replicates // STOPPING_PART)
+            rates = calibrate_stopping(design, replicates=few, rng=rng)
+            say(f"\n{design.name}, --until-decided: {few} grids per scenario\n{_list(rates)}")
+            is_kept &= all(rate.is_kept for rate in rates)
     if len(designs) > 1:
         rng = np.random.default_rng(options.rng)
         rates = calibrate_together(designs, replicates=options.replicates, rng=rng)

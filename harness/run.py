@@ -322,9 +322,8 @@ def _train_rounds(
     Returns also all trials that were tried, and those that were in training when `stop` was set.
     """
     tried: list[Trial] = []
-    stopped: Sequence[Trial] = ()
     if not outlook.missing and not outlook.extent and _is_planned(grid, outlook):
-        return outlook, tried, stopped
+        return outlook, tried, ()
     if outlook.missing and not options.accept_other_code:
         refuse_other_code(outlook.tally, store.location)
     if not options.quiet:
