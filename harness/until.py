@@ -124,14 +124,16 @@ def ask(location: str, *, allow_mixed: bool) -> Decision:
 def describe_decision(extent: Extent, decision: Decision, further: Extent | None) -> Iterator[str]:
     """The state of each claim, and what comes next."""
     yield f"look at {extent.reached} of at most {len(extent.seeds)} seeds:"
+    is_last = extent.reached == extent.looks[-1]
     for one in decision.claims:
-        why = f" ({one.why})" if one.why else ""
+        reason = "no seeds are left" if one.state == "open" and is_last else one.why
+        why = f" ({reason})" if reason else ""
         yield f"  {' '.join(filter(None, (one.study, one.claim)))}: {one.state}{why}"
     if further:
         cells = [count for count in further.counts.values() if count == further.reached]
         more = len(cells) * (further.reached - extent.reached)
         yield f"  goes on with {format_count(more, 'trial')} of what open claims rest on"
-    elif extent.reached == extent.looks[-1]:
+    elif is_last:
         yield "  ends here: this is the last look"
     else:
         yield "  ends here: no claim is open that more seeds could settle"

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from analysis.judgement.outcomes import Outcomes
     from harness.study.records import AnalysisPlan
 
-LEAST_CHANCE = 0.1
+LEAST_CHANCE = 0.2
 """A claim with less chance of a word at the last look, at effects one standard error more favourable
-than those seen, is given up."""
+than those seen, is given up. By simulation giving up costs less than two points of power."""
 
 WORDS = ("supported", "contradicted", "equivalent")
 """The words that end a claim."""
@@ -99,6 +99,8 @@ class Standing:
     is_halted_M: NDArray[np.bool_]
     """It had ended at an earlier look, so that some of its cells have stopped."""
     is_testable_M: NDArray[np.bool_]
+    is_dull_M: NDArray[np.bool_]
+    """In none of its cells could a difference show: nothing was learned, or nothing is left to gain."""
     has_mechanism: bool
     """Are there arms with borrowed steps, without which nothing shows a cause?"""
     wants_PC: NDArray[np.bool_]
@@ -131,9 +133,19 @@ def find_standings(studies: Sequence[Outcomes], plan: AnalysisPlan) -> list[Stan
         has_no_gain_M = np.zeros(word_M.shape, bool)
         if cause := evidence.comparisons["C2"]:
             has_no_gain_M[..., CLAIMS.index("C2")] = cause[0].p_equal <= plan.alpha
+        firsts = [evidence.comparisons[claim][:1] for claim in CLAIMS]
+        is_dull_M = np.stack(
+            [
+                np.broadcast_to(one[0].is_uninformative_K.all(-1), lead)
+                if one
+                else np.zeros(lead, bool)
+                for one in firsts
+            ],
+            axis=-1,
+        )
         is_open_M = (
             ~np.isin(word_M, WORDS)
-            & ~has_no_gain_M
+            & ~(has_no_gain_M | is_dull_M)
             & (is_testable_M & ~is_halted_M)
             & (np.stack(chances, axis=-1) >= LEAST_CHANCE)
         )
@@ -144,6 +156,7 @@ def find_standings(studies: Sequence[Outcomes], plan: AnalysisPlan) -> list[Stan
                 has_no_gain_M=has_no_gain_M,
                 is_halted_M=is_halted_M,
                 is_testable_M=is_testable_M,
+                is_dull_M=is_dull_M,
                 has_mechanism=evidence.mechanism is not None,
                 wants_PC=(is_open_M[..., None, None] & rests_MPC).any(-3),
                 is_running_PC=is_running_PC,
@@ -250,6 +263,8 @@ def _describe(
                 state, why = "given up", "there is no gain to explain"
             elif standing.is_halted_M[position]:
                 state, why = "given up", "it was settled at an earlier look, and no longer is"
+            elif standing.is_dull_M[position]:
+                why = "its networks learned nothing, or leave nothing to gain"
             elif standing.is_open_M[position]:
                 state, why = "open", ""
             elif claim == "C2" and not standing.has_mechanism:

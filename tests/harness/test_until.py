@@ -39,6 +39,15 @@ grid:
   - {architecture: mlp, placement: [before, after], depth: 2}
 """
 CELLS = 12
+TINY = """
+name: tiny
+defaults: {dataset: digits, epochs: 1, warmup_epochs: 1, augmentation: none, width_factor: 0.25}
+seeds: 4
+analysis: {looks: [2, 4]}
+grid:
+  - {architecture: plain, placement: [before, after], depth: 8, pack_size: 2}
+  - {architecture: mlp, placement: before, depth: 2, pack_size: 2}
+"""
 MARGINS = Margins(accuracy=1.0, flow=0.1)
 
 
@@ -102,6 +111,20 @@ def trainer(monkeypatch):
 
 def run(*options):
     return main(["small.yaml", "--until-decided", *options])
+
+
+@pytest.mark.ray
+def test_a_real_run_goes_from_look_to_look_in_whole_packs(tmp_path):
+    """Two seeds are too few for any word, so that all that a claim is about goes on."""
+    path, results = tmp_path / "tiny.yaml", tmp_path / "results"
+    path.write_text(TINY, encoding="utf-8")
+    assert main([str(path), "--until-decided", "--quiet", "--results", str(results)]) == DONE
+    assert seeds_by_cell(str(results)) == {
+        ("mlp", "before"): 2,
+        ("plain", "after"): 4,
+        ("plain", "before"): 4,
+    }
+    assert load_results(str(results)).is_complete
 
 
 def seeds_by_cell(location="results/small"):
