@@ -184,7 +184,9 @@ def drive(folder: Path, address: str, count: int) -> int:
                 keep_every=0.0,
             )
         tally = take_snapshot(store).tally(trials)
-        for line in describe_failures(tally, [t for t in trials if t.id in tally.failures]):
+        for line in describe_failures(
+            tally, [t for t in trials if t.id in tally.failures], str(folder)
+        ):
             say(line, is_error=True)
     except HarnessError as error:
         say(error, is_error=True)
