@@ -249,8 +249,8 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
                 is_member_C.astype(float),
                 kind="cell",
                 label=cell.label,
-                family="exploratory: head"
-                if cell.is_control
+                family=f"exploratory: {cell.beside}"
+                if cell.beside
                 else _family(quantity, arm, baseline, cell.architecture),
                 is_member_C=is_member_C,
                 cell=cell,
@@ -273,7 +273,7 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
 
     if (arm, baseline) != ("after", "before"):
         return
-    is_judged_C = np.array([not cell.is_control for cell in outcomes.cells], bool)
+    is_judged_C = np.array([not cell.beside for cell in outcomes.cells], bool)
     twin_KC = find_twins(outcomes.cells, is_planned_C & is_judged_C)
     if len(twin_KC):
         yield comparison.describe(

@@ -118,7 +118,7 @@ def find_interactions(studies: Sequence[Outcomes], plan: AnalysisPlan) -> tuple[
         places.setdefault((outcomes.dataset, outcomes.recipe), []).extend(
             _Place(outcomes, c)
             for c in np.flatnonzero(is_planned_C).tolist()
-            if not outcomes.cells[c].is_control
+            if outcomes.cells[c].beside != "head"
         )
     found = [one for several in places.values() for one in _compare_values(several, plan)]
     adjusted = holm([one.p for one in found])

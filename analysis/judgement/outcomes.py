@@ -59,8 +59,9 @@ class Cell:
     """Settings that tell it from other cells of its architecture and depth, to print."""
     settings: tuple[tuple[str, object], ...] = ()
     """All that its trials share but architecture and depth: equal in cells that differ in these."""
-    is_control: bool = False
-    """The head reads one more batch norm in every arm: shown beside the claims, not judged."""
+    beside: str = ""
+    """Why it is shown beside the claims and not judged: "head", where the head reads one more batch
+    norm in every arm, or "length", where the grid says that another length of training decides."""
 
     @property
     def label(self) -> str:
@@ -210,7 +211,7 @@ class Outcomes(Study):
     def members(self, architectures: Sequence[str]) -> NDArray[np.bool_]:
         """Cells of these architectures that a claim is judged on: (C,)."""
         return np.array(
-            [cell.architecture in architectures and not cell.is_control for cell in self.cells],
+            [cell.architecture in architectures and not cell.beside for cell in self.cells],
             bool,
         )
 
@@ -230,7 +231,7 @@ def collect_outcomes(results: Results, look: Look = ONLY_LOOK) -> tuple[Outcomes
     flows = measure_flows(results.readings).reindex(trials.index)
     return tuple(
         replace(
-            _collect_study(study, rows, trials, flows),
+            _collect_study(study, rows, trials, flows, epochs=results.plan.epochs),
             chance=results.chance.get(study.dataset, float("nan")),
             graft_errors=_check_grafts(rows, results.gradients),
             look=look.at(rows["seed"].nunique() / planned["seed"].nunique()),
@@ -303,6 +304,8 @@ def _collect_study(
     planned: pd.DataFrame,
     trials: pd.DataFrame,
     flows: pd.DataFrame,
+    *,
+    epochs: int,
 ) -> Outcomes:
     key = [name for name in BLOCK if name not in {"seed", *_OF_THE_ARM}]
     rates = ["lr", "weight_decay"]
@@ -355,7 +358,7 @@ def _collect_study(
                 correct_PCSN[p, c, s] = unpacked
     return Outcomes(
         **study.identity,
-        cells=tuple(_name_cells(cell_rows, key)),
+        cells=tuple(_name_cells(cell_rows, key, epochs)),
         placements=placements,
         seeds=seeds,
         block_C=_number(cell_rows, ["architecture", "depth"])[0],
@@ -389,19 +392,21 @@ def name_arm(placement: str, flow: str) -> str:
     return placement if flow in {"own", placement} else f"{placement} with the flow of {flow}"
 
 
-def _name_cells(rows: pd.DataFrame, key: Sequence[str]) -> Iterator[Cell]:
+def _name_cells(rows: pd.DataFrame, key: Sequence[str], epochs: int) -> Iterator[Cell]:
     """The cells, each with the settings that tell it from others of its architecture and depth."""
     neighbours = rows.groupby(["architecture", "depth"], sort=False)
     varies = {name: (neighbours[name].transform("nunique") > 1).to_numpy() for name in key}
     shared = [name for name in key if name not in {"architecture", "depth"}]
     for number, row in enumerate(rows.to_dict("records")):
         told = (f"{name}={row[name]}" for name, differs in varies.items() if differs[number])
+        is_of_the_head = row.get("final_norm", False) and varies["final_norm"][number]
+        is_of_another_length = epochs and row["epochs"] != epochs
         yield Cell(
             architecture=str(row["architecture"]),
             depth=int(row["depth"]),
             variant=" ".join(told),
             settings=tuple((name, row[name]) for name in shared),
-            is_control=bool(row.get("final_norm", False)) and bool(varies["final_norm"][number]),
+            beside="head" if is_of_the_head else "length" if is_of_another_length else "",
         )
 
 

@@ -394,7 +394,7 @@ _GRADIENT_COLUMNS = ("actgrad_total", "actgrad_rel", "effective_grad", "update_r
 """Without wgrad_norm: it is not comparable across placements."""
 
 
-class _Analysis(Form):
+class AnalysisForm(Form):
     noun = "a choice of the analysis"
 
     alpha: Annotated[float, _real("above 0, below 0.5", lambda alpha: 0 < alpha < 0.5)] = _unsaid(
@@ -406,6 +406,7 @@ class _Analysis(Form):
     control: Annotated[str, Rule(_check_control, allowed="a placement of the grid")] = _unsaid(
         "none"
     )
+    epochs: Annotated[int, _whole(1, 10_000)] = _unsaid("12")
     looks: Annotated[
         _OneOrMore[Annotated[int, _whole(2, 10_000)]], AfterValidator(_check_increasing)
     ] = _unsaid("[3, 5, 10]")
@@ -448,7 +449,7 @@ class GridForm(Form):
         examples=["[0, 1, 2]"],
     )
     margins: _Margins = _Margins()
-    analysis: _Analysis = _Analysis()
+    analysis: AnalysisForm = AnalysisForm()
     tuning: _Tuning = _unsaid("{lr: [0.05, 0.1], seeds: 2}")
     programs: _OwnPrograms = _OwnPrograms()  # pyright: ignore[reportInvalidTypeForm]
     grid: Annotated[tuple[_Product, ...], BeforeValidator(_list_products)]
@@ -468,7 +469,7 @@ FORMS: Mapping[int | str, type[Form]] = {
     "defaults": Defaults,
     "grid": Defaults,
     "margins": _Margins,
-    "analysis": _Analysis,
+    "analysis": AnalysisForm,
     "tuning": _Tuning,
     "programs": _OwnPrograms,
 }

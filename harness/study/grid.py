@@ -20,7 +20,16 @@ from harness.study.architectures import find_architecture
 from harness.study.document import Document, Loc, as_mapping, find_number_trap, find_trap
 from harness.study.errors import GridError
 from harness.study.facts import facts_of, find_count_mistake
-from harness.study.forms import FORMS, ONLY_WITH, SETTINGS, Defaults, GridForm, NotANumber, is_not
+from harness.study.forms import (
+    FORMS,
+    ONLY_WITH,
+    SETTINGS,
+    AnalysisForm,
+    Defaults,
+    GridForm,
+    NotANumber,
+    is_not,
+)
 from harness.study.own import is_own, read_network, recall
 from harness.study.records import AnalysisPlan, Settings
 from harness.study.trials import EVERY_PROGRAM, Trial, expand, expand_product
@@ -84,7 +93,7 @@ def load_grid(path: Path | str, overrides: Sequence[str] = (), seeds: str | None
     programs |= {name: find_architecture(name).programs for name in digests}
     document.raise_mistakes()
     for at, text in _find_mistakes_of_the_whole(
-        document, products, form.seeds, tuning, programs, form.analysis.control
+        document, products, form.seeds, tuning, programs, form.analysis
     ):
         document.refuse(at, text)
     document.raise_mistakes()
@@ -195,7 +204,7 @@ def _find_mistakes_of_the_whole(
     seeds: Sequence[int],
     tuning: Tuning | None,
     programs: Mapping[str, Mapping[str, str]],
-    control: str | None,
+    analysis: AnalysisForm,
 ) -> Iterator[tuple[Loc, str]]:
     """What no single value shows, once every value is right."""
     # Multiplied, never built: the numbers may be absurd.
@@ -210,8 +219,12 @@ def _find_mistakes_of_the_whole(
             return
     for index, product in enumerate(products):
         yield from _find_mistakes_of_a_product(document, index, product, seeds)
-    if mistake := _find_control_mistake(control, products):
+    if mistake := _find_control_mistake(analysis.control, products):
         yield ("analysis", "control"), mistake
+    lengths = dict.fromkeys(count for product in products for count in _values(product, "epochs"))
+    if analysis.epochs and analysis.epochs not in lengths:
+        text = is_not(analysis.epochs, "a training length of this grid", [*map(str, lengths)])
+        yield ("analysis", "epochs"), text
     yield from _find_repeated_trials(document, products, seeds, programs)
 
 

@@ -357,6 +357,11 @@ class AnalysisPlan:
         "An arm known to do worse or better than 'before': where that does not show, nothing is called equivalent.",
         default="",
     )
+    epochs: int = column(
+        "1",
+        "Training length that decides, where the grid has several; the others are shown beside. 0: all decide together.",
+        default=0,
+    )
     looks: tuple[int, ...] = column(
         "1", "Seeds per cell at each planned look; empty: one look, at the end.", default=()
     )

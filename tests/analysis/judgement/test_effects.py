@@ -401,7 +401,7 @@ def test_every_number_of_an_effect_allows_for_the_looks_before_it():
 
 def test_the_control_arm_of_the_head_is_shown_beside_the_claims():
     cells = tuple(
-        Cell(architecture="plain", depth=8, variant=f"final_norm={on}", is_control=on)
+        Cell(architecture="plain", depth=8, variant=f"final_norm={on}", beside="head" if on else "")
         for on in (False, True)
     )
     accuracy_PCS = 90 + np.random.default_rng(0).normal(size=(2, 2, 5))

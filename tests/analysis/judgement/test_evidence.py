@@ -314,7 +314,7 @@ def test_a_true_point_is_found_though_none_collapses_often(collapse):
 
 def test_control_cells_are_not_judged():
     outcomes = make({"plain": [1.0, -5.0]}, architectures=("plain",))
-    cells = (outcomes.cells[0], replace(outcomes.cells[1], is_control=True))
+    cells = (outcomes.cells[0], replace(outcomes.cells[1], beside="head"))
     assert words(outcomes)["C1"] != "supported"
     assert words(replace(outcomes, cells=cells))["C1"] == "supported"
 

@@ -177,7 +177,7 @@ def test_cells_that_could_show_nothing_decide_nothing_and_still_count():
 def test_a_control_is_compared_with_nothing():
     studies = [study([1.0]), study([1.0], rng=1, settings={"norm": "layer"})]
     controls = [
-        replace(one, cells=tuple(replace(cell, is_control=True) for cell in one.cells))
+        replace(one, cells=tuple(replace(cell, beside="head") for cell in one.cells))
         for one in studies
     ]
     assert isinstance(controls[0].cells[0], Cell)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.judgement import outcomes
+from analysis.judgement.interactions import find_interactions
 from analysis.judgement.outcomes import WINDOWS, collect_outcomes, measure_flows
 from analysis.load import load_results
 from tests.analysis.conftest import Study, write_study
@@ -188,6 +189,29 @@ def test_cells_of_one_architecture_and_depth_are_named_by_what_differs(tmp_path)
         "plain-8 batch_size=128",
     ]
     assert outcomes.block_C[0] == outcomes.block_C[1]  # they share their block seeds
+
+
+def test_only_the_length_that_the_grid_names_decides_and_the_others_stand_beside(tmp_path):
+    short, long = (
+        collect(
+            tmp_path / str(epochs),
+            Study(architectures=["plain", "resnet"], depths=[8], settings={"epochs": epochs}),
+        )[0]
+        for epochs in (2, 6)
+    )
+    both = replace(
+        short,
+        planned=pd.concat([short.planned, long.planned]),
+        trials=pd.concat([short.trials, long.trials]),
+        readings=pd.concat([short.readings, long.readings]),
+    )
+    (together,) = collect_outcomes(both)
+    assert together.members(["plain"]).sum() == 2
+    (apart,) = collect_outcomes(replace(both, plan=replace(both.plan, epochs=6)))
+    assert [cell.beside for cell in apart.cells] == ["length", "length", "", ""]
+    assert apart.members(["plain", "resnet"]).tolist() == [False, False, True, True]
+    # The lengths are still compared with each other.
+    assert {one.factor for one in find_interactions([apart], both.plan)} == {"epochs"}
 
 
 def test_arms_pair_across_learning_rates_unless_the_grid_crosses_them(tmp_path):

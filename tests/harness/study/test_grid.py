@@ -176,7 +176,7 @@ WRONG = [
     (
         "an unknown choice of the analysis",
         "seeds: 2\nanalysis: {look: 1}\n" + PRODUCT,
-        "my.yaml:2: analysis.look: not a choice of the analysis: alpha, gradient_column, control, looks; did you mean 'looks'?",
+        "my.yaml:2: analysis.look: not a choice of the analysis: alpha, gradient_column, control, epochs, looks; did you mean 'looks'?",
     ),
     (
         "tuning without rates",
@@ -622,6 +622,11 @@ WRONG = [
         "my.yaml:1: analysis.control: a control is compared with 'before': name a placement that is known to differ",
     ),
     (
+        "a deciding length that the grid does not train",
+        f"analysis: {{epochs: 12}}\n{SEEDS}{PRODUCT}",
+        "my.yaml:1: analysis.epochs: 12 is not a training length of this grid: 200",
+    ),
+    (
         "looks that go back",
         f"analysis: {{looks: [5, 3]}}\n{SEEDS}{PRODUCT}",
         "my.yaml:1: analysis.looks: looks come in the order of their seeds: [3, 5]",
@@ -941,7 +946,7 @@ grid:
 def test_the_plan_says_what_the_grid_fixes_and_keeps_the_records_defaults(tmp_path):
     fixed = (
         "margins: {accuracy_points: 1, gradient_ratio: 1.5}\n"
-        "analysis: {alpha: 0.01, gradient_column: actgrad_total, control: none, looks: [3, 5]}\n"
+        "analysis: {alpha: 0.01, gradient_column: actgrad_total, control: none, epochs: 200, looks: [3, 5]}\n"
     )
     arms = PRODUCT.replace("before", "[before, none]")
     assert load_grid(write(tmp_path, fixed + SEEDS + arms)).plan == AnalysisPlan(
@@ -951,6 +956,7 @@ def test_the_plan_says_what_the_grid_fixes_and_keeps_the_records_defaults(tmp_pa
         alpha=0.01,
         gradient_column="actgrad_total",
         control="none",
+        epochs=200,
         looks=(3, 5),
     )
     assert load_grid(write(tmp_path, SEEDS + PRODUCT)).plan == AnalysisPlan(grid="my")
