@@ -96,7 +96,8 @@ class Outlook:
         if grid.tuning:
             choices = choose(grid.trials, grid.tuning, rows)
             tuned = apply_choices(grid.trials, choices)
-            trials = (*expand_tuning(grid.trials, grid.tuning, rows), *grid.trials, *tuned)
+            common = grid.trials if grid.tuning.common else ()
+            trials = (*expand_tuning(grid.trials, grid.tuning, rows), *common, *tuned)
         if extent:
             trials = tuple(filter(extent.covers, trials))
         tally = snapshot.tally(trials)
@@ -142,7 +143,7 @@ def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str)
     lines = [f"{grid.name}: {size}; rows in {location}"]
     lines += [f"  {data} {net}: {', '.join(arms)}" for (data, net), arms in networks.items()]
     if grid.tuning:
-        tuned = "as chosen" if outlook.choices else f"{len(grid.trials)} more once it has chosen"
+        tuned = "as chosen" if outlook.choices else f"{len(grid.trials)} trials once it has chosen"
         count = format_count(len(expand_tuning(grid.trials, grid.tuning)), "trial")
         lines.append(f"tuning     {count} before the study at each arm's best recipe: {tuned}")
     lines.append(f"so far     {tally.account()}")
@@ -166,6 +167,14 @@ def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str)
             f"time       roughly {format_duration(seconds)} on {format_count(workers, 'CPU worker')}, "
             f"{forecast.basis}"
         )
+        if grid.tuning and not outlook.choices:
+            tuned = list(
+                filter(outlook.extent.covers, grid.trials) if outlook.extent else grid.trials
+            )
+            lines.append(
+                f"           then {format_duration(forecast.wall_time(tuned, workers))} for "
+                f"{format_count(len(tuned), 'trial')} at each arm's best recipe"
+            )
         lines.append(f"disk       roughly {format_size(sum(map(guess_bytes, missing)))}")
         if CLUSTER_FILE.exists():
             lines += [f"rented     {text}" for text in describe_rent(outlook, options)]

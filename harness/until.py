@@ -50,16 +50,15 @@ class Extent:
             return start
         known = [trial for trial in plan.trials if trial.stage == "study"]
         there = cls(start.looks, seeds, Counter(map(cell_of, known)))
-        cells = set(map(cell_of, grid.trials))
+        is_tuned_alone = grid.tuning is not None and not grid.tuning.common
+        own = _at_any_recipe if is_tuned_alone else cell_of
         is_ours = (
-            cells <= there.counts.keys()
+            set(map(own, grid.trials)) <= set(map(own, known))
             and all(count in start.looks for count in there.counts.values())
             and all(map(there.covers, known))
-            and not cells.isdisjoint(map(cell_of, known))
         )
-        is_whole = len(known) == len(there.counts) * len(
-            seeds
-        )  # may be that of a run without looks
+        # May be that of a run without looks.
+        is_whole = len(known) == len(there.counts) * len(seeds)
         return there if is_ours and not is_whole else start
 
     @property
@@ -108,6 +107,18 @@ class Extent:
 def cell_of(trial: Trial) -> Trial:
     """What the seeds of a cell and arm share, as its trial of seed 0."""
     return replace(trial, seed=0)
+
+
+def _at_any_recipe(trial: Trial) -> Trial:
+    """The cell, as the grid has it and as the tuning stage has made it."""
+    recipe = {
+        "recipe": "",
+        "lr": 0.0,
+        "weight_decay": 0.0,
+        "flow_lr": 0.0,
+        "flow_weight_decay": 0.0,
+    }
+    return replace(cell_of(trial), **recipe)
 
 
 def ask(location: str, *, allow_mixed: bool) -> Decision:

@@ -420,6 +420,7 @@ class _Tuning(Form):
     seeds: Annotated[int, _whole(1, 100)] = Field(examples=["2"])
     epochs: Annotated[int, _whole(1, 10_000)] = _unsaid("60")
     extensions: Annotated[int, _whole(0, 10)] = _unsaid("0")
+    common: _Boolean = _unsaid("false")
 
 
 class _Architectures(Form):

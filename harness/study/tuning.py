@@ -3,7 +3,8 @@
 One learning rate for all arms is not fair: at equal rates the weights of `after` rotate faster than
 those of `before`. So the grid may list rates to try. Each cell of the study is trained with each
 rate, on seeds reserved for this stage (the study shares no random stream with them), and scored on
-the validation part alone; then the study runs twice, at the common recipe and at each arm's best.
+the validation part alone; then the study runs twice, at the common recipe and at each arm's best, or
+where the grid says so at the second alone.
 
 Standard library only.
 """
@@ -34,6 +35,11 @@ class Tuning:
         "1",
         "Rates that may be added, one by one, beyond an edge at which an arm does best.",
         default=3,
+    )
+    common: bool = column(
+        "1",
+        "Run the study at the common recipe as well as at each arm's best; false halves its cost.",
+        default=True,
     )
 
 

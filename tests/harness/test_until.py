@@ -274,3 +274,32 @@ def test_a_grid_that_grew_begins_at_its_first_look(grid, trainer):
     assert results.is_complete
     depths = results.planned.query("architecture == 'resnet'").groupby("depth")["seed"].nunique()
     assert depths.nunique() == 1
+
+
+@pytest.mark.parametrize("common", ["true", "false"])
+def test_a_tuned_study_goes_from_look_to_look_and_goes_on_after_a_stop(grid, trainer, common):
+    tuning = f"tuning: {{lr: [0.05, 0.1], seeds: 1, extensions: 0, common: {common}}}\ngrid:"
+    grid.write_text(GRID.replace("grid:", tuning), encoding="utf-8")
+    assert run("--quiet") == DONE
+    passes, trainer.passes = trainer.passes, []
+    planned = load_results("results/small").planned
+    study = planned[planned["stage"] == "study"]
+    assert set(study["recipe"]) == ({"common", "tuned"} if common == "true" else {"tuned"})
+    assert len(passes[0]) == 2 * CELLS + (4 * CELLS if common == "true" else 0)
+    assert set(study.groupby(["architecture", "placement"])["seed"].nunique()) == {4, 8}
+    trainer.dies_after = 7
+    for _ in range(30):
+        if run("--quiet", "--results", "parts") == DONE:
+            break
+    assert load_results("parts").planned["trial_id"].tolist() == planned["trial_id"].tolist()
+    assert sum(map(len, passes)) == len(planned)
+    assert len(read_looks(Store("parts"))) == len(read_looks(Store("results/small")))
+
+
+def test_the_plan_of_a_tuned_study_counts_what_comes_after_the_tuning(grid, trainer, capsys):
+    tuning = "tuning: {lr: [0.05, 0.1], seeds: 1, common: false}\ngrid:"
+    grid.write_text(GRID.replace("grid:", tuning), encoding="utf-8")
+    assert run("--dry-run") == DONE
+    said = capsys.readouterr().out
+    assert "to train   24\n" in said
+    assert re.search(r"then .* for 48 trials at each arm's best recipe", said)
