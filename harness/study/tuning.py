@@ -48,17 +48,19 @@ def expand_tuning(
 ) -> tuple[Trial, ...]:
     """Every arm of the study with every recipe; the seed is the outermost loop, as in the study.
 
-    Where the rows show that an arm does best at the edge of its learning rates, one rate beyond
+    Arms that differ only in how long the study trains them share the trials of a stage whose length
+    is given. Where the rows show that an arm does best at the edge of its learning rates, one rate beyond
     the edge is tried too, at the spacing of the last two.
     """
     found = {row.trial_id: row for row in rows}
     by_arm = [_attempts(cell, tuning, found) for cell in _cells(study)]
-    return tuple(
+    trials = (
         trials[seed]
         for seed in range(tuning.seeds)
         for attempts in by_arm
         for trials in attempts.values()
     )
+    return tuple(dict.fromkeys(trials))
 
 
 def choose(

@@ -163,6 +163,17 @@ def test_fewer_epochs_shorten_the_warm_up_with_them(study):
     assert {(t.epochs, t.warmup_epochs) for t in trials} == {(3, 3)}
 
 
+def test_a_stage_of_one_length_serves_every_length_of_the_study(study, score):
+    both = (*study, *(replace(trial, epochs=2 * trial.epochs) for trial in study))
+    plan = tuning(epochs=3)
+    trials = expand_tuning(both, plan)
+    assert trials == expand_tuning(study, plan)
+    rows = score(trials, lambda trial: trial.lr)
+    tuned = apply_choices(both, choose(both, plan, rows))
+    assert [trial.epochs for trial in tuned] == [trial.epochs for trial in both]
+    assert {trial.lr for trial in tuned} == {max(RATES)}
+
+
 def test_arms_of_two_optimizers_are_tuned_each_for_itself(study, score):
     adamw = tuple(replace(t, optimizer="adamw", lr=0.001, beta2=0.95) for t in study)
     rates = tuning(lr=(0.001, 0.01, 0.1), weight_decay=(0.0, 0.1))
