@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks [trial probe gpu grid forecast fanout growth report] [--repeats N] [--json FILE]
+"""python -m tests.benchmarks [trial step probe gpu grid forecast fanout growth report] [--repeats N] [--json FILE]
 
 Run from the repository's root. Every figure is measured beside what it is compared with, in one
 run on one machine; nothing here is asserted, because time on a shared machine is noise.
@@ -16,11 +16,13 @@ from tests.benchmarks.grid import measure_grid
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.probe import measure_probe
 from tests.benchmarks.report import measure_report
+from tests.benchmarks.step import measure_steps
 from tests.benchmarks.timing import describe_machine, show, write_json
 from tests.benchmarks.trial import measure_trials
 
 BENCHMARKS = {
     "trial": lambda repeats: measure_trials(repeats=repeats),
+    "step": lambda repeats: measure_steps(repeats=repeats),
     "probe": lambda repeats: measure_probe(repeats=4 * repeats),
     "gpu": lambda _repeats: measure_gpu()["rows"],
     "grid": lambda repeats: measure_grid(repeats=max(1, repeats // 3)),

@@ -22,7 +22,13 @@ TORCHS_OWN = "torch's default"
 """TF32 in convolutions and float32 in matrix products, as far as the GPU has TF32."""
 
 
-def measure_ceilings(device: torch.device, *, matrix: int, copied: int) -> dict[str, float]:
+def measure_ceilings(
+    device: torch.device,
+    *,
+    matrix: int,
+    copied: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """The fastest of a few large matrix products in each precision, and of a few large copies.
 
     Units:
@@ -38,23 +44,23 @@ def measure_ceilings(device: torch.device, *, matrix: int, copied: int) -> dict[
         )
         out = torch.empty_like(a)
         with allow_tf32(precision):
-            seconds = _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)
+            seconds = _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, clock)
         ceilings[f"{precision} FLOP/s"] = 2 * matrix**3 / seconds
     source = torch.randint(256, (copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    ceilings["bytes/s"] = 2 * copied / _fastest(lambda: target.copy_(source), device)
+    ceilings["bytes/s"] = 2 * copied / _fastest(lambda: target.copy_(source), device, clock)
     return ceilings
 
 
-def _fastest(act: Callable[[], object], device: torch.device) -> float:
+def _fastest(act: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
     """Seconds of the fastest of a few, after one to warm up."""
     seconds: list[float] = []
     for _ in range(8):
         wait(device)
-        begun = time.perf_counter()
+        begun = clock()
         act()
         wait(device)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(clock() - begun)
     return min(seconds[1:])
 
 

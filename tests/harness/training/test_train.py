@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import struct
 import subprocess
 import sys
@@ -89,6 +90,15 @@ print(json.dumps([repr(asdict(row)) for row in rows.gradients] + [rows.trial.tes
     (rows,) = run(digits, trial)
     here = [repr(asdict(row)) for row in rows.gradients] + [rows.trial.test_correct.hex()]
     assert json.loads(done.stdout) == here
+
+
+def test_a_tensor_gets_the_memory_of_the_one_before_it():
+    def count_new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MB: 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert min(count_new_pages() for _ in range(4)) < 1_000
 
 
 def test_training_is_bit_identical_with_the_probe_on_and_off(trial_of, digits):
