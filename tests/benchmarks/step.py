@@ -107,7 +107,7 @@ def _find_convs(network: nn.Module, x_NDHW: Tensor) -> list[Callable[[], object]
     def note(conv: nn.Module, inputs: tuple[Tensor, ...], y_NDHW: Tensor) -> None:
         x_NDHW = inputs[0].detach().requires_grad_(inputs[0].requires_grad)
         grad_NDHW = torch.randn_like(y_NDHW)
-        wanted = [x_NDHW, conv.weight] if x_NDHW.requires_grad else [conv.weight]
+        wanted = [x for x in (x_NDHW, *conv.parameters()) if x.requires_grad]
         passes.append(lambda: torch.autograd.grad(conv(x_NDHW), wanted, grad_NDHW))
 
     convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
