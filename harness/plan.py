@@ -14,7 +14,7 @@ from harness.cluster.forecast import Forecast, guess_bytes
 from harness.cluster.machine import count_cpus
 from harness.cluster.shards import find_hopeless
 from harness.study.cells import find_varying, name_settings
-from harness.study.errors import DataError, GridError
+from harness.study.errors import DataError, GridError, StoreError
 from harness.study.facts import explain_lack_of_data, look_up_facts
 from harness.study.records import FEWEST_PAIRS, ChoiceRow, TrialRow
 from harness.study.selection import select
@@ -22,6 +22,7 @@ from harness.study.terminal import say
 from harness.study.trials import Trial
 from harness.study.tuning import apply_choices, choose, expand_tuning
 from harness.study.wording import format_count, format_duration, format_size
+from harness.training.provenance import digest_code
 from harness.until import Extent, describe_looks
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Options:
     grid: str
     overrides: Sequence[str]
     dry_run: bool
+    plan_only: bool
     until_decided: bool
     price: Sequence[tuple[str, float]]
     check_cluster: bool
@@ -120,14 +122,34 @@ def check_data(trials: Iterable[Trial], options: Options) -> None:
     """Look for the user's own data sets on this machine; only a note where others train on them.
 
     Raises:
-        DataError: Ray is to be started here, and a data set is absent or not what its name says.
+        DataError: it is to be trained here, and a data set is absent or not what its name says.
     """
     for dataset in dict.fromkeys(trial.dataset for trial in trials):
         if lack := explain_lack_of_data(dataset):
-            if options.address == "local":
+            if options.address == "local" and not options.plan_only:
                 raise DataError(lack)
             if not options.quiet:
                 say(f"note: {lack}. So it is on this machine; nodes read their own", is_error=True)
+
+
+def refuse_other_code(tally: Tally, location: str) -> None:
+    """Refuse to mix trials of two versions of the training code in one comparison.
+
+    Raises:
+        StoreError: finished trials of this plan come from other training code than this.
+    """
+    here = digest_code()
+    others = [row for row in tally.rows.values() if row.code_digest != here]
+    if others:
+        last = max(others, key=lambda row: row.finished)
+        version = f"commit {last.commit[:12]}" if last.commit else f"digest {last.code_digest}"
+        come = "comes" if len(others) == 1 else "come"
+        raise StoreError(
+            f"{location}: {format_count(len(others), 'finished trial')} of this plan {come} from "
+            f"other training code ({version}) than this. Comparing the two would be wrong: check out that "
+            "code, store this run in another folder with --results, or, if the change cannot alter "
+            "a number, add --accept-other-code"
+        )
 
 
 def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str) -> str:

@@ -1,28 +1,21 @@
-"""What a run shows: a live display in a terminal, a line a minute in logs and pipes."""
+"""How far a run is, in words: a line a minute for logs and pipes, and what is said at its end."""
 
 from __future__ import annotations
 
 import math
 import shlex
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
-from rich.text import Text
-
 from harness.study.terminal import printable
 from harness.study.wording import clip, format_count, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from harness.cluster.forecast import Forecast
     from harness.cluster.request import Finish, News
@@ -44,12 +37,6 @@ MOST_SHOWN = 16
 NAMED_FAILURES = 10
 """Failures that the end of a run lists; the rest is counted."""
 
-NARROW = 60
-"""Columns below which the loss is left out."""
-
-WIDEST = 100
-"""Columns that the display takes of a terminal."""
-
 
 class Progress:
     """Counts what the fan-out reports and describes how far the run is; shows nothing itself.
@@ -60,7 +47,7 @@ class Progress:
 
     def __init__(self, trials: Sequence[Trial], forecast: Forecast) -> None:
         self._trials = {trial.id: trial for trial in trials}
-        self._forecast = forecast
+        self.forecast = forecast
         self._status: dict[str, str] = {}
         self._counts = Counter[str]()
         self._news: dict[str, tuple[News, float]] = {}
@@ -104,7 +91,7 @@ class Progress:
         for latest, _ in fresh.values():
             if latest.epoch:
                 trial = self._trials[latest.trial_id]
-                self._forecast.note_pace(trial, trial.epochs * latest.epoch_time / len(trial.pack))
+                self.forecast.note_pace(trial, trial.epochs * latest.epoch_time / len(trial.pack))
 
     def note_finish(self, finish: Finish) -> None:
         if before := self._status.get(finish.trial_id):  # failed, and was tried again
@@ -112,7 +99,7 @@ class Progress:
         self._counts[finish.status] += 1
         self._status[finish.trial_id] = finish.status
         if not math.isnan(finish.wall_time):
-            self._forecast.note(self._trials[finish.trial_id], finish.wall_time)
+            self.forecast.note(self._trials[finish.trial_id], finish.wall_time)
         self._estimate()
 
     def note_stop(self) -> None:
@@ -159,7 +146,7 @@ class Progress:
             parts.append(f"{self._running} running")
         parts += [f"{n} {word}" for word in ("diverged", "failed") if (n := self._counts[word])]
         parts.append(f"{format_duration(now - self._begun)} elapsed")
-        if self._workers and not self._stopping:
+        if self._seconds_left < math.inf and not self._stopping:
             parts.append(f"about {format_duration(self._seconds_left)} left")
         if self.finished and now > self._first_worker_at:
             rate = 3_600 * self.finished / (now - self._first_worker_at)
@@ -217,14 +204,14 @@ class Progress:
                 begun.update(pack)
                 left = (trial.epochs - news.epoch) * news.epoch_time
                 if not news.epoch:
-                    left = self._forecast.seconds(trial) * len(pack)
+                    left = self.forecast.seconds(trial) * len(pack)
                 packs.append(max(0.0, left - (now - heard)))
         rest = (
             trial
             for trial_id, trial in self._trials.items()
             if trial_id not in self._status and trial_id not in begun
         )
-        self._seconds_left = self._forecast.wall_time(
+        self._seconds_left = self.forecast.wall_time(
             rest, max(1, self._workers), warm=bool(self._status or packs), begun=packs
         )
         # A large grid takes seconds to estimate: limit that to a share of the driver's time.
@@ -287,95 +274,6 @@ class LineProgress(Progress):
         print(printable(line), file=self._out, flush=True)
 
 
-class LiveProgress(Progress):
-    """For a terminal: a bar, the counts, a line for each training, and the latest that finished."""
-
-    def __init__(
-        self,
-        trials: Sequence[Trial],
-        forecast: Forecast,
-        console: Console,
-        name: str,
-        *,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(trials, forecast)
-        self._console = console
-        self._name = name
-        self._verbose = verbose
-        self._spinner = Spinner("line" if console.options.ascii_only else "dots")
-        self._latest: deque[Finish] = deque(maxlen=3)
-
-    def note_finish(self, finish: Finish) -> None:
-        super().note_finish(finish)
-        if self._verbose:
-            line = format_finish(self._trials[finish.trial_id], finish)
-            self._console.print(printable(line), markup=False)
-        else:
-            self._latest.append(finish)
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        with Live(
-            get_renderable=self._render,
-            console=self._console,
-            refresh_per_second=4,
-            transient=True,
-            redirect_stdout=False,  # the fan-out captures what Ray prints
-            redirect_stderr=False,
-        ):
-            yield
-
-    def _render(self) -> Group:
-        width = min(self._console.width, WIDEST)
-        headline = Table.grid(padding=(0, 1, 0, 0))
-        bar = ProgressBar(total=len(self._trials), completed=self.finished, width=width // 4)
-        count = f"{self.finished} of {len(self._trials)}"
-        headline.add_row(self._spinner, _line(self._name), bar, Text(count, no_wrap=True))
-        latest = [format_finish(self._trials[f.trial_id], f) for f in list(self._latest)]
-        state = Text(self._describe_state())
-        lines = len(state.wrap(self._console, width)) + len(latest) + 4
-        shown, more = self._choose_news(max(1, min(MOST_SHOWN, self._console.height - lines)))
-        return Group(
-            headline,
-            state,
-            *([self._tabulate(shown, width)] if shown else []),
-            *([_line(f"  ... and {more} more in training")] if more else []),
-            *(_line(f"  {line}") for line in latest),
-        )
-
-    def _tabulate(self, shown: Iterable[News], width: int) -> Table:
-        is_narrow = width < NARROW
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(max_width=width - (17 if is_narrow else 25))
-        for _ in range(2 if is_narrow else 3):
-            table.add_column(justify="right", no_wrap=True)
-        rows = [("in training", ("epoch", "loss", "accuracy"))]
-        rows += [(self._label(news), self._format_news(news)) for news in shown]
-        for name, (epoch, loss, accuracy) in rows:
-            numbers = [epoch, accuracy] if is_narrow else [epoch, loss, accuracy]
-            table.add_row(_line(name if is_narrow else f"  {name}"), *map(Text, numbers))
-        return table
-
-
-def choose_display(
-    trials: Sequence[Trial],
-    forecast: Forecast,
-    out: TextIO,
-    name: str,
-    *,
-    quiet: bool,
-    verbose: bool,
-) -> Progress:
-    """The display that `out` can show."""
-    if quiet:
-        return Progress(trials, forecast)
-    console = Console(file=out, highlight=False)
-    if out.isatty() and not console.is_dumb_terminal:
-        return LiveProgress(trials, forecast, console, name, verbose=verbose)
-    return LineProgress(trials, forecast, out, name, verbose=verbose)
-
-
 def describe_failures(tally: Tally, failed: Sequence[Trial], location: str) -> Iterator[str]:
     """A line for each trial that failed, with its last failure."""
     for trial in failed[:NAMED_FAILURES]:
@@ -385,21 +283,18 @@ def describe_failures(tally: Tally, failed: Sequence[Trial], location: str) -> I
         yield f"failed: {more} more; by cause: python -m harness.status {shlex.quote(location)}"
 
 
-def describe_stop(tally: Tally, tried: Sequence[Trial], stopped: Sequence[Trial]) -> str:
-    """What an interrupted run has kept, and what became of the trainings that it stopped."""
+def describe_stop(
+    tally: Tally, tried: Sequence[Trial], stopped: Sequence[Trial], *, why: str = "interrupted"
+) -> str:
+    """What a run that was stopped has kept, and what became of the trainings that it stopped."""
     finished = format_count(sum(trial.id in tally.rows for trial in tried), "trial")
     dropped = sum(tally.is_open(trial) for trial in stopped)
-    parts = [f"interrupted: {finished} of this run finished and kept"]
+    parts = [f"{why}: {finished} of this run finished and kept"]
     if ended := len(stopped) - dropped:
         parts.append(f"{ended} of {len(stopped)} in training ended in time")
     if dropped:
         parts.append(f"{dropped} dropped, to start again or at a checkpoint")
     return "; ".join(parts)
-
-
-def _line(text: str) -> Text:
-    """Anybody's text on one line, cut where the terminal ends."""
-    return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def format_finish(trial: Trial, finish: Finish) -> str:

@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING
 
 from harness.cluster.machine import refuse_unfit_machine
 from harness.cluster.request import Request, refuse_caches_of_ray
-from harness.plan import Options, Outlook, check_data, describe_plan
-from harness.progress import Progress, choose_display, describe_failures, describe_stop
+from harness.display import choose_display
+from harness.plan import Options, Outlook, check_data, describe_plan, refuse_other_code
+from harness.progress import Progress, describe_failures, describe_stop
 from harness.study.errors import GridError, HarnessError, StoreError
 from harness.study.terminal import Parser, say
 from harness.study.trials import Trial
 from harness.study.wording import format_count, format_duration
-from harness.training.provenance import digest_code
 from harness.until import Extent, ask, describe_decision
 
 if TYPE_CHECKING:
-    from harness.results import Lease, Snapshot, Store, Tally
+    from harness.results import Lease, Snapshot, Store
     from harness.study.grid import Grid
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
@@ -96,6 +96,12 @@ def _parse(arguments: Sequence[str]) -> Options:
         "--dry-run",
         action="store_true",
         help="print the plan: trials, time, disk, money, what the seeds can detect; changes nothing",
+    )
+    add(
+        "--plan-only",
+        action="store_true",
+        help="write the plan into the results folder and train nothing: harness.work trains it on "
+        "machines without Ray; given again, it adds what the tuning stage or a look leads to",
     )
     add(
         "--until-decided",
@@ -269,9 +275,7 @@ def _run(options: Options, command: str) -> int:
     if options.dry_run:
         say(describe_plan(grid, outlook, options, location))
         return DONE
-    if outlook.missing or options.check_cluster:
-        is_local = options.address == "local"
-        refuse_unfit_machine(outlook.missing or outlook.asked, is_local=is_local)
+    _check_machine(outlook, options)
     if options.check_cluster:
         from harness.cluster.preflight import check_cluster  # noqa: PLC0415  Ray: only now
 
@@ -282,6 +286,10 @@ def _run(options: Options, command: str) -> int:
     stop = Event()
     outlook, tried, stopped = _train_rounds(grid, outlook, store, stop, options)
     tally = outlook.tally
+    if options.plan_only:
+        say(f"{grid.name}: {tally.account()}; plan: {location}")
+        say(f"to train it: python -m harness.work {shlex.quote(location)}")
+        return DONE
     failed = [trial for trial in outlook.asked if trial.id in tally.failures]
     for line in describe_failures(tally, failed, location):
         say(line, is_error=True)
@@ -304,6 +312,12 @@ def _run(options: Options, command: str) -> int:
     return SOME_FAILED if failed else DONE
 
 
+def _check_machine(outlook: Outlook, options: Options) -> None:
+    if (outlook.missing and not options.plan_only) or options.check_cluster:
+        is_local = options.address == "local"
+        refuse_unfit_machine(outlook.missing or outlook.asked, is_local=is_local)
+
+
 def _load_grid(options: Options) -> Grid:
     from harness.study.grid import load_grid  # noqa: PLC0415  pydantic: not for --help
 
@@ -324,7 +338,7 @@ def _train_rounds(
     tried: list[Trial] = []
     if not outlook.missing and not outlook.extent and _is_planned(grid, outlook):
         return outlook, tried, ()
-    if outlook.missing and not options.accept_other_code:
+    if outlook.missing and not (options.accept_other_code or options.plan_only):
         refuse_other_code(outlook.tally, store.location)
     if not options.quiet:
         _warn_of_another_grid(outlook, store)
@@ -341,13 +355,13 @@ def _train_rounds(
             store.write_plan(grid.plan, outlook.tally.trials, grid.source)
             store.write_choices(outlook.choices)
             planned = len(outlook.tally.trials)
-            if outlook.missing:
+            if outlook.missing and not options.plan_only:
                 tried += outlook.missing
                 sweep(store, lease)
                 stopped = _train(grid, outlook, store, lease, stop, options).stopped
                 snapshot = take_snapshot(store, since=outlook.snapshot)
                 outlook = Outlook.of(grid, snapshot, options, outlook.extent)
-            if stop.is_set() or options.limit:
+            if stop.is_set() or options.limit or (options.plan_only and outlook.missing):
                 return outlook, tried, stopped
             if len(outlook.tally.trials) == planned:  # the tuning stage adds nothing
                 extent = _look(outlook, store, options)
@@ -415,26 +429,6 @@ def _read_folder(store: Store, options: Options) -> Snapshot:
         )
     snapshot.refuse_damage("To move them to damaged/ and train their trials again, add --repair")
     return snapshot
-
-
-def refuse_other_code(tally: Tally, location: str) -> None:
-    """Refuse to mix trials of two versions of the training code in one comparison.
-
-    Raises:
-        StoreError: finished trials of this plan come from other training code than this.
-    """
-    here = digest_code()
-    others = [row for row in tally.rows.values() if row.code_digest != here]
-    if others:
-        last = max(others, key=lambda row: row.finished)
-        version = f"commit {last.commit[:12]}" if last.commit else f"digest {last.code_digest}"
-        come = "comes" if len(others) == 1 else "come"
-        raise StoreError(
-            f"{location}: {format_count(len(others), 'finished trial')} of this plan {come} from "
-            f"other training code ({version}) than this. Comparing the two would be wrong: check out that "
-            "code, store this run in another folder with --results, or, if the change cannot alter "
-            "a number, add --accept-other-code"
-        )
 
 
 def _train(

@@ -104,7 +104,7 @@ class Disturbed:
         return _arrive, (self.folder,)
 
     def __call__(self, start: Start) -> list[Any]:
-        from harness.cluster.worker import train_with_torch
+        from harness.cluster.packs import train_with_torch
 
         with (self.folder / "starts").open("a", encoding="ascii") as starts:
             starts.write(f"{start.pack[0].id}\n")

@@ -112,7 +112,10 @@ def test_an_absent_package_is_really_absent(package, module):
 @pytest.mark.parametrize(
     "command",
     [
-        *(f"harness.{name}" for name in ("run", "status", "replay", "upkeep", "placements")),
+        *(
+            f"harness.{name}"
+            for name in ("run", "work", "status", "replay", "upkeep", "placements")
+        ),
         *("harness.datasets", "analysis.report", "analysis.calibrate"),
     ],
 )

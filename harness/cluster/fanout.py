@@ -23,6 +23,7 @@ from harness.cluster.costs import count_worthwhile_workers
 from harness.cluster.desk import Demand, Desk, StopWhenWanted
 from harness.cluster.news import forget_news
 from harness.cluster.nodes import count_room_to_come, place, wait_for_nodes
+from harness.cluster.packs import TrainPack, train_with_torch
 from harness.cluster.request import Request, Watcher
 from harness.cluster.scratch import make_scratch
 from harness.cluster.shards import (
@@ -34,7 +35,7 @@ from harness.cluster.shards import (
     cut_shards,
     pack_trials,
 )
-from harness.cluster.worker import TrainPack, Worker, train_with_torch
+from harness.cluster.worker import Worker
 from harness.study.errors import ClusterError, last_line
 from harness.study.trials import Trial
 from harness.training.provenance import digest_code

@@ -97,7 +97,7 @@ class Forecast:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self._device = device
+        self.device = device
         self._of_cell: dict[Trial, _Record] = defaultdict(_Record)
         self._under_way: dict[Trial, float] = {}  # by cell, until a trial of it is finished
         self._scales: dict[int, float] = {}  # by pack size, until another trial is finished
@@ -143,7 +143,7 @@ class Forecast:
         size = trial.pack_size
         if size not in self._scales:
             self._scales[size] = self._measure_scale(size)
-        return self._scales[size] * guess_seconds(trial, self._device)
+        return self._scales[size] * guess_seconds(trial, self.device)
 
     def wall_time(
         self,
@@ -185,7 +185,7 @@ class Forecast:
             or self._of_cell
             or {cell: _Record(1, seconds) for cell, seconds in self._under_way.items()}
         )
-        guessed = sum(of.trials * guess_seconds(c, self._device) for c, of in known.items())
+        guessed = sum(of.trials * guess_seconds(c, self.device) for c, of in known.items())
         return sum(of.seconds for of in known.values()) / guessed if known else 1.0
 
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from statistics import fmean
+from functools import partial
 
+from harness.cluster.packs import follow
 from harness.cluster.ray_internals import drop_values, get_values, put_value
 from harness.cluster.request import News
 from harness.cluster.shards import Pack
@@ -50,27 +51,7 @@ class Teller:
 
         Both return at once: what waits to be sent is replaced.
         """
-        epochs, seconds = 0, 0.0  # since this start
-
-        def tell(rows: Sequence[EpochRow]) -> None:
-            nonlocal epochs, seconds
-            if not rows:  # every replica has diverged, and the training is over
-                return
-            epochs += 1
-            seconds += rows[0].wall_time * len(pack[0].pack)
-            self._replace(
-                shard,
-                News(
-                    pack[0].id,
-                    rows[0].epoch,
-                    fmean(row.train_loss for row in rows),
-                    fmean(row.validation_accuracy for row in rows),
-                    seconds / epochs,
-                ),
-            )
-
-        self._replace(shard, News(pack[0].id))
-        return tell
+        return follow(pack, partial(self._replace, shard))
 
     def _replace(self, shard: int, news: News) -> None:
         self._latest = shard, news

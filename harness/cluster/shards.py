@@ -74,7 +74,7 @@ class Partial:
     def __init__(self, store: Store, pack: Pack, *, listed: Collection[str] | None = None) -> None:
         self._store = store
         self._listed = listed
-        self._name = replace(pack[0], seed=pack[0].pack[0]).id  # whoever of the pack is asked for
+        self._name = find_first(pack).id
         self._is_there = False
 
     def read(self) -> bytes | None:
@@ -181,8 +181,13 @@ def pack_trials(trials: Iterable[Trial]) -> list[Pack]:
     """Put the trials of one pack together, packs in the order of their first trials."""
     packs: dict[Trial, list[Trial]] = defaultdict(list)
     for trial in trials:
-        packs[replace(trial, seed=trial.pack[0])].append(trial)
+        packs[find_first((trial,))].append(trial)
     return [tuple(pack) for pack in packs.values()]
+
+
+def find_first(pack: Pack) -> Trial:
+    """The trial that names the pack, whichever of its trials are asked for."""
+    return replace(pack[0], seed=pack[0].pack[0])
 
 
 def cut_shards(

@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import socket
-import sys
-import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 
 from harness.cluster.news import Teller
+from harness.cluster.packs import TrainPack, train_and_commit
 from harness.cluster.request import Finish
-from harness.cluster.shards import Due, Partial, Shard, Standing, Start, classify, write_failures
-from harness.results.networks import provide_network
+from harness.cluster.shards import Due, Partial, Shard, Standing, Start
 from harness.study.errors import ClusterError, HarnessError
-from harness.study.records import FailureKind, TrialRows
 from harness.training.provenance import PACKAGE, digest_code
 
 if TYPE_CHECKING:
     from harness.results.store import Store
-    from harness.training.images import Images
-
-TrainPack = Callable[[Start], list[TrialRows]]
-"""What a worker does with a pack: it may resume what an earlier start has left."""
-
-GRACE = 30.0
-"""Seconds after its time limit at which a worker that could not even write its failure is killed."""
-
-
-def train_with_torch(start: Start) -> list[TrialRows]:
-    """Train a pack in this process, which keeps the images it has loaded."""
-    import torch  # noqa: PLC0415  only workers pay for it, the driver stays lean
-
-    from harness.training.checkpoints import Checkpoint  # noqa: PLC0415  the same
-    from harness.training.train import prepare_worker, train_pack  # noqa: PLC0415  the same
-
-    trial = start.pack[0]
-    prepare_worker(trial.threads)
-    device = torch.device("cuda" if start.on_gpu else "cpu")
-    return train_pack(
-        start.pack,
-        load_once(trial.dataset),
-        device=device,
-        attempt=start.attempt,
-        run=start.run,
-        checkpoint=Checkpoint(
-            trial,
-            start.partial.read,
-            start.partial.write,
-            device=device,
-            every=start.keep_every,
-        ),
-        captured=not start.has_raised,  # slower and plainer, and the same rows
-        tell=start.tell,
-    )
 
 
 class Caller(tune.Trainable):
@@ -73,13 +29,6 @@ class Caller(tune.Trainable):
 
     def call(self, function: Callable[..., object], *arguments: object) -> object:
         return function(*arguments)
-
-
-@cache
-def load_once(dataset: str) -> Images:
-    from harness.training.images import load_images  # noqa: PLC0415  needs torch
-
-    return load_images(dataset, fetch=True)  # once per node: the other workers wait for it
 
 
 class Worker(tune.Trainable):
@@ -152,61 +101,4 @@ class Worker(tune.Trainable):
             self._standing.has_raised(due.pack),
             self._teller.begin(self._number, due.pack),
         )
-        try:
-            if self._train is train_with_torch:
-                load_once(
-                    due.pack[0].dataset
-                )  # a download is no part of the trial, nor of its time
-                provide_network(self._store, due.pack[0])
-            with self._limited(due):
-                packed = self._train(start)
-        except HarnessError:
-            raise
-        except Exception as error:  # the border with Ray: becomes a row, and the shard goes on
-            partial.drop()  # what it resumed from may be at fault: the next start begins anew
-            kind = classify(error)
-            if self._on_gpu and kind == FailureKind.EXCEPTION:
-                raise  # the process may have lost its GPU: the driver writes the row, Tune starts anew
-            message = traceback.format_exception_only(error)[-1].strip()
-            self._write_failures(due, kind, message, traceback.format_exc())
-            return [Finish(trial.id, "failed") for trial in due.pack]
-        finishes: list[Finish] = []
-        for rows in packed:
-            self._store.write_trial(rows)
-            row = rows.trial
-            finishes.append(Finish(row.trial_id, row.status, row.test_accuracy, row.wall_time))
-        partial.drop()
-        return finishes
-
-    @contextmanager
-    def _limited(self, due: Due) -> Iterator[None]:
-        """End this process, once a failure row says why, where the block takes too long.
-
-        A thread writes the row. Code that never lets other threads run is ended a little later
-        from outside Python; the driver then knows it by its silence.
-        """
-        main_thread = threading.get_ident()
-
-        def give_up() -> None:
-            text = "".join(traceback.format_stack(sys._current_frames()[main_thread]))  # noqa: SLF001
-            try:
-                message = f"no end within {due.limit:.0f} s"
-                self._write_failures(due, FailureKind.TIMEOUT, message, text)
-            finally:
-                os._exit(1)
-
-        watchdog = threading.Timer(due.limit, give_up)
-        watchdog.daemon = True
-        watchdog.start()
-        faulthandler.dump_traceback_later(due.limit + min(due.limit, GRACE), exit=True, file=2)
-        try:
-            yield
-        finally:
-            watchdog.cancel()
-            faulthandler.cancel_dump_traceback_later()
-
-    def _write_failures(self, due: Due, kind: FailureKind, message: str, text: str) -> None:
-        host = socket.gethostname()
-        write_failures(
-            self._store, due, self._run, kind=kind, message=message, text=text, host=host
-        )
+        return train_and_commit(self._store, due, start, self._train)

@@ -2,17 +2,19 @@
 
 Two drivers on one folder lose no data, because a trial is committed only once; they would only
 train the same trials twice. So each run touches its own file, `active/<run>.json`, and a run that
-finds another one alive stops, unless it was told to join.
+finds another one alive stops, unless it was told to join. Processes that take trials one by one (`harness.work`) also
+say there which pack they are at, so that nobody else trains it meanwhile.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +32,9 @@ STALE_AFTER = 60.0  # seconds without a heartbeat after which a run counts as de
 LARGEST_CLAIM = 65_536  # bytes; ours have a few hundred
 
 _FACTS = {"host", "pid", "machine", "started"}
-"""The fields of our claims, and `progress`."""
+"""The fields of our claims, and `_MORE`."""
+
+_MORE = {"progress", "at"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,16 @@ class Lease:
         self._over = threading.Event()
         self._stop = stop or self._over
         self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._at: tuple[str, float] | None = None
+        """The pack that this run is at, and since when: seconds since 1970."""
+        self._writing = threading.Lock()
         self.describe: Callable[[], Sequence[str]] = tuple
         """How far the run is, in lines: each heartbeat carries it to those who watch the folder."""
 
     def __enter__(self) -> Self:
         self._store.refuse_foreign_folder()
         self.renew()
-        others = self._find_others()
+        others = [_describe(claim, file) for claim, file in self._list_alive()]
         if others and not self._join:
             self._place.remove(self._path)
             raise ActiveRunError(
@@ -94,14 +101,44 @@ class Lease:
 
     def renew(self) -> None:
         """Write a heartbeat."""
-        claim = {
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "machine": _machine(),
-            "started": self._started.isoformat(timespec="seconds"),
-            "progress": list(self.describe()),
-        }
-        self._place.replace(self._path, json.dumps(claim).encode())
+        with self._writing:
+            claim = {
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "machine": _machine(),
+                "started": self._started.isoformat(timespec="seconds"),
+                "progress": list(self.describe()),
+                **({"at": self._at} if self._at else {}),
+            }
+            self._place.replace(self._path, json.dumps(claim).encode())
+
+    def take(self, pack: str) -> bool:
+        """Say that this run is at a pack now; False where another that is alive has said so before.
+
+        A hint that saves work, no lock: where clocks differ two may get the same pack.
+        """
+        if self._is_taken(pack):
+            return False
+        self._at = pack, time.time()
+        self.renew()
+        if self._is_taken(pack):  # both have looked, then both have said so: one goes on
+            self.leave()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """Say that this run is at no pack."""
+        self._at = None
+        self.renew()
+
+    def _is_taken(self, pack: str) -> bool:
+        since = self._at[1] if self._at and self._at[0] == pack else math.inf
+        for claim, file in self._list_alive():
+            match claim.get("at"):
+                case [str(theirs), float(then)] if theirs == pack:
+                    if (then, file.name) < (since, self._name):
+                        return True
+        return False
 
     def _beat(self) -> None:
         renewed = time.monotonic()
@@ -121,20 +158,18 @@ class Lease:
         """
         return next((file.modified for file in files if file.name == self._name), None)
 
-    def _find_others(self) -> list[str]:
-        """The other runs that are alive, in words; removes the claims of dead runs."""
+    def _list_alive(self) -> Iterator[tuple[dict[str, Any], File]]:
+        """The claims of other runs that are alive; removes those of dead runs."""
         files = self._place.list_files("active")
         now = self.find_last_sign(files) or time.time()
-        others: list[str] = []
         for file in files:
             if file.name == self._name or not _may_be_a_claim(file):
                 continue
             claim = _read_claim(self._place, f"active/{file.name}")
             if _is_alive(claim, file, now):
-                others.append(_describe(claim, file))
+                yield claim, file
             elif _is_ours(claim):
                 self._place.remove(f"active/{file.name}")
-        return others
 
 
 def hold(store: Store, command: str, *, join: bool = False) -> Lease:
@@ -172,7 +207,7 @@ def _may_be_a_claim(file: File) -> bool:
 
 
 def _is_ours(claim: dict[str, Any]) -> bool:
-    return claim.keys() - {"progress"} == _FACTS
+    return claim.keys() - _MORE == _FACTS
 
 
 def _is_alive(claim: dict[str, Any], file: File, now: float) -> bool:

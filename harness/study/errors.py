@@ -4,6 +4,7 @@
   + GridError     the grid cannot be used as written; its author mends it
   + ClusterError  Ray cannot give what was asked for; whoever runs it asks for less or adds nodes
     + RayLostError      Ray's own processes ended under the run; give the command again
+    + GpuLostError      the process can use its GPU no more; give the command again
   + DataError     a data set is absent or not what it should be; says how to get it
   + StoreError    results cannot be written, or what is on disk is not ours
     + DamagedFileError  one file is not what its name promises; a repair sets it aside
@@ -38,6 +39,12 @@ class ClusterError(HarnessError):
 
 class RayLostError(ClusterError):
     """A process of Ray's, without which no worker is reached, ended under the run."""
+
+    exit_code = 4
+
+
+class GpuLostError(ClusterError):
+    """After an error of CUDA's a process cannot use its GPU any more; another one can."""
 
     exit_code = 4
 

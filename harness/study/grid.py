@@ -32,7 +32,7 @@ from harness.study.forms import (
 )
 from harness.study.own import is_own, read_network, recall
 from harness.study.records import AnalysisPlan, Settings
-from harness.study.trials import EVERY_PROGRAM, Trial, expand, expand_product
+from harness.study.trials import EVERY_PROGRAM, Trial, expand, expand_product, find_pack_mistake
 from harness.study.tuning import Tuning
 from harness.study.wording import did_you_mean, show
 
@@ -241,7 +241,7 @@ def _find_mistakes_of_a_product(
         text = f"{placement!r} would borrow the flow it has; give each such arm a product"
         yield ("grid", index, "flow"), f"{text} of its own, with the other placement's flow"
     for size in _values(product, "pack_size"):
-        mistake = _find_pack_mistake(size, seeds)
+        mistake = find_pack_mistake(size, seeds)
         if mistake:
             yield ("grid", index, "pack_size"), mistake
     yield from _find_idle_settings(document, index, product)
@@ -353,18 +353,6 @@ def _find_control_mistake(
         return "a control is compared with 'before': name a placement that is known to differ"
     if control not in placements:
         return is_not(control, "a placement of this grid", placements)
-    return None
-
-
-def _find_pack_mistake(size: int, seeds: Sequence[int]) -> str | None:
-    firsts = sorted({seed - seed % size for seed in seeds})
-    for first in firsts:
-        missing = [seed for seed in range(first, first + size) if seed not in seeds]
-        if missing:
-            return (
-                f"a pack of {size} trains seeds {first} to {first + size - 1} together; "
-                f"{', '.join(map(str, missing))} not among the seeds"
-            )
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -156,6 +156,23 @@ def expand_product(
 _NO_NORM: Mapping[str, Any] = {
     name: getattr(Settings, name) for name in ("norm", "norm_groups", "norm_affine")
 }
+
+
+def find_pack_mistake(size: int, seeds: Collection[int]) -> str | None:
+    """Say which seeds a pack of `size` lacks; None if it lacks none.
+
+    >>> find_pack_mistake(2, [0, 1, 2])
+    'a pack of 2 trains seeds 2 to 3 together; 3 not among the seeds'
+    """
+    firsts = sorted({seed - seed % size for seed in seeds})
+    for first in firsts:
+        missing = [seed for seed in range(first, first + size) if seed not in seeds]
+        if missing:
+            return (
+                f"a pack of {size} trains seeds {first} to {first + size - 1} together; "
+                f"{', '.join(map(str, missing))} not among the seeds"
+            )
+    return None
 
 
 def derive_seed(block_seed: int, *names: str) -> int:

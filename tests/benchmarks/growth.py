@@ -68,7 +68,7 @@ class Noting:
     folder: Path
 
     def __call__(self, start: Any) -> list[Any]:
-        from harness.cluster.worker import train_with_torch
+        from harness.cluster.packs import train_with_torch
 
         rows = train_with_torch(start)
         note(self.folder / "worker")

@@ -12,14 +12,12 @@ from rich.console import Console
 from harness import progress
 from harness.cluster.forecast import START_UP, Forecast, guess_seconds
 from harness.cluster.request import Finish, News
+from harness.display import NARROW, LiveProgress, choose_display
 from harness.progress import (
     MOST_SHOWN,
     NAMED_FAILURES,
-    NARROW,
     LineProgress,
-    LiveProgress,
     Progress,
-    choose_display,
     describe_failures,
     describe_stop,
 )

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from harness.cluster.forecast import Forecast
+from harness.plan import refuse_other_code
 from harness.results.lease import Lease
 from harness.results.store import Store
 from harness.results.tally import Tally
-from harness.run import _log_into, main, refuse_other_code
+from harness.run import _log_into, main
 from harness.study.errors import GridError
 from harness.study.grid import load_grid
 from harness.study.selection import select

@@ -16,9 +16,9 @@ import pytest
 from harness.cluster.desk import Desk
 from harness.cluster.fanout import train_missing
 from harness.cluster.machine import count_cpus
+from harness.cluster.packs import train_with_torch
 from harness.cluster.request import Request
 from harness.cluster.shards import EXCEPTIONS, KEEP_EVERY, STARTS, TIMEOUTS
-from harness.cluster.worker import train_with_torch
 from harness.results.store import TABLES, Store
 from harness.results.tables import find_differing_columns, to_table
 from harness.study.errors import ClusterError, DataError

@@ -221,8 +221,8 @@ def test_left_as_found_puts_back_in_place():
 @pytest.mark.parametrize("raised", [False, True])
 def test_a_start_after_an_exception_launches_kernel_by_kernel(trial_of, digits, raised):
     """What cannot be recorded somewhere is trained there all the same."""
+    from harness.cluster.packs import train_with_torch
     from harness.cluster.shards import Partial, Standing, Start
-    from harness.cluster.worker import train_with_torch
 
     pack = (trial_of(),)
     failure = SimpleNamespace(kind="exception" if raised else "worker lost")
