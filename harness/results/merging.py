@@ -58,7 +58,9 @@ def merge(sources: Sequence[Store], target: Store, *, part_bytes: int = PART_BYT
     if plans:
         trials = dict.fromkeys(trial for plan in plans for trial in plan.trials)
         grids = dict.fromkeys(plan.source for plan in plans)
-        ordered = sorted(trials, key=lambda trial: (trial.seed, trial.label))
+        ordered = list(trials)  # of one folder the plan stays as it is
+        if len(plans) > 1:
+            ordered.sort(key=lambda trial: (trial.seed, trial.label))
         target.write_plan(plans[0].analysis, ordered, "\n---\n".join(grids))
     done = set(target.finished_ids())
     group: list[Tables] = []

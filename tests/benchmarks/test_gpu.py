@@ -24,7 +24,7 @@ def test_it_runs_on_a_cpu_and_says_what_needs_cuda(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
     gpu.main()
     said = capsys.readouterr().out
-    assert "graph, 4 streams, float32 (needs CUDA)" in said
+    assert "graph, 5 streams, float32 (needs CUDA)" in said
     results = json.loads(Path(file).read_text(encoding="utf-8"))
     assert results["machine"]["torch"] == torch.__version__
     for architecture, depth in gpu.ON_CPU.subjects:
