@@ -6,6 +6,15 @@
 #
 # What is missing when the job's time is over the same command trains in another job. Ray's ports ask
 # for the token, but its traffic is not encrypted: a network whose users you trust.
+#
+# In containers, where Slurm has Pyxis: export CONTAINER, such as '--container-image=IMAGE
+# --container-mounts=/shared --container-workdir=/shared/bn-order', for Ray and the run; this script
+# itself stays outside, and needs a Python with Ray for the token. Without Ray, a process per GPU:
+#
+#     python -m harness.run grids/full.yaml --plan-only --results /shared/full
+#     sbatch --array=1-8 --gpus=1 --wrap 'python -m harness.work /shared/full'
+#
+# Tried with Slurm 22.05 on two nodes without GPUs. Not tried: GPUs, containers, arrays.
 #SBATCH --nodes=4
 #SBATCH --cpus-per-task=16
 #SBATCH --gpus-per-node=1
@@ -28,7 +37,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:  # nothing is sent
 END
 ) || host=$(hostname -I | cut -d ' ' -f 1)  # a single node without a way out
 address=$host:6379
-step=(srun --overlap --cpus-per-task="$SLURM_CPUS_PER_TASK")
+read -ra container <<< "${CONTAINER-}"
+step=(srun --overlap --cpus-per-task="$SLURM_CPUS_PER_TASK" "${container[@]}")
 start=(ray start --num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats --block)
 "${step[@]}" --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${start[@]}" --head --port=6379 \
     --node-ip-address="$host" &
@@ -46,4 +56,8 @@ if ((SLURM_NNODES > 1)); then
     "${step[@]}" --nodes=$others --ntasks=$others --exclude="$SLURMD_NODENAME" \
         "${start[@]}" --address="$address" &
 fi
-python -m harness.run "$@" --address "$address" --wait-for-nodes "$SLURM_NNODES"
+run=(python -m harness.run "$@" --address "$address" --wait-for-nodes "$SLURM_NNODES")
+if ((${#container[@]})); then
+    run=("${step[@]}" --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" "${run[@]}")
+fi
+"${run[@]}"

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[3] / "harness/cluster/slurm.sh"
 FAKES = {
     "scontrol": "printf 'head\\n127.0.0.2\\n'",
     "hostname": "echo 192.0.2.77 10.0.0.1",  # of a network that the other node does not see
-    "srun": 'until [ "$1" = ray ]; do shift; done; exec "$@"',
+    "srun": 'echo "$@" >> steps; until [ "$1" = ray ] || [ "$1" = python ]; do shift; done; exec "$@"',
     "python": f"""
 [ "$1" = -m ] || exec {sys.executable} "$@"
 until grep --quiet -e --address= said; do sleep 0.1; done  # another node's start
@@ -55,9 +55,12 @@ def submit(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
         "SLURM_NNODES": "2",
     }
 
-    def run(head: str, *, seconds_before: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        head: str, *, seconds_before: int = 0, container: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
         told = {"PATH": path, "HEAD": head, "PORT": port, "SECONDS": str(seconds_before)}
+        told |= {"CONTAINER": container} if container else {}
         with (
             (tmp_path / "log").open("w+", encoding="utf-8") as log,
             subprocess.Popen(
@@ -93,6 +96,16 @@ def test_the_head_is_found_by_the_address_that_its_other_nodes_see(submit, tmp_p
     assert address.startswith("127.0.0.1:")
     assert other == f"start --num-cpus=2 --disable-usage-stats --block --address={address}"
     assert run == f"-m harness.run grids/full.yaml --address {address} --wait-for-nodes 2"
+
+
+def test_in_containers_ray_and_the_run_start_in_one(submit, tmp_path):
+    submit(LISTENS, container="--container-image=one --container-workdir=/w")
+    steps = (tmp_path / "steps").read_text(encoding="utf-8").splitlines()
+    assert len(steps) == 3
+    for step in steps:
+        assert " --container-image=one --container-workdir=/w " in step
+    (run,) = (step for step in steps if "harness.run" in step)
+    assert "--nodelist=head python -m harness.run grids/full.yaml --address" in run
 
 
 @pytest.mark.parametrize(
