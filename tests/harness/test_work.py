@@ -12,13 +12,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from threading import Event
 
 import pytest
 
-from harness.cluster.alone import order_packs
+from harness.cluster.alone import Alone, order_packs
+from harness.cluster.forecast import Forecast
+from harness.progress import LineProgress
+from harness.results.lease import Lease
 from harness.results.store import TABLES, Store
 from harness.results.tables import find_differing_columns
 from harness.run import main as run
+from harness.study.errors import GpuLostError
 from harness.study.trials import TRAINING_VERSION
 from harness.work import main as work
 from tests.builders import make_failure, make_rows, make_trial
@@ -92,7 +97,8 @@ def test_a_plan_is_written_without_training_and_trained_without_ray(plan, capsys
 
 
 @pytest.mark.ray
-def test_three_at_once_and_one_killed_leave_the_rows_of_a_run_on_ray(plan):
+def test_three_at_once_and_one_killed_leave_the_rows_of_a_run_on_ray(plan, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves its workers
     store = plan("--seeds", "3", "epochs=10")
     with ExitStack() as stack:
         processes = [stack.enter_context(begin()) for _ in range(3)]
@@ -160,6 +166,46 @@ def test_what_raises_becomes_failures_and_the_others_are_trained(plan, monkeypat
     assert [row.attempt for row in rows] == [1, 1, 2, 2]  # once more, after all others
     assert work(["rows"]) == 1
     assert len(store.read_failures()) == 4  # this code has settled it
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_gpu_that_answers_is_used_on_and_one_that_is_lost_ends_the_process(
+    plan, monkeypatch, is_lost
+):
+    def synchronize():
+        if is_lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("torch.cuda.synchronize", synchronize)
+    store = plan("--seeds", "1")
+    packs = order_packs(store.read_plan().trials, Random(0))
+    starts = []
+
+    def break_first(start):
+        starts.append(start)
+        if len(starts) == 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return [make_rows(trial) for trial in start.pack]
+
+    with Lease(store, "run") as lease:
+        process = Alone(
+            store,
+            lease,
+            limit=lambda _: 60.0,
+            watcher=LineProgress([trial for (trial,) in packs], Forecast(), sys.stderr, "small"),
+            stop=Event(),
+            on_gpu=True,
+            train=break_first,
+        )
+        if is_lost:
+            with pytest.raises(GpuLostError, match="To go on, give the command again"):
+                process.train_missing(packs)
+            assert store.finished_ids() == frozenset()
+        else:
+            process.train_missing(packs)
+            assert len(store.finished_ids()) == 4
+            assert [start.has_raised for start in starts] == [False] * 4 + [True]
+    assert [row.kind for row in store.read_failures()] == ["exception"]
 
 
 def test_what_another_is_at_is_left_until_it_is_over(plan):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 
@@ -149,3 +150,42 @@ def test_only_claims_are_removed_and_a_date_in_the_future_is_no_sign_of_life(tmp
         os.utime(tmp_path / "active" / name, (date, date))
     with Lease(store, "second"):
         assert names(store) == ["notes", "second.json", "settings.json"]
+
+
+def test_a_pack_is_taken_once_while_its_run_is_alive(location):
+    store = Store(location)
+    with Lease(store, "first") as first, Lease(store, "second", join=True) as second:
+        assert first.take("a")
+        assert not second.take("a")
+        assert second.take("b")
+        assert not first.take("b")
+        first.leave()
+        assert second.take("a")
+        assert first.take("b")
+    with Lease(store, "third") as third:
+        assert third.take("b")
+
+
+def test_of_two_that_take_a_pack_at_once_the_earlier_goes_on(tmp_path):
+    store = Store(tmp_path)
+    with Lease(store, "second") as second:
+        look = Lease._is_taken
+        for then, mine in ((0.0, False), (time.time() + 60, True)):
+
+            def both(lease, pack, then=then):
+                taken = look(lease, pack)
+                claim(store, "first", progress=[], at=["a", then])  # after the first look
+                return taken
+
+            store.place.remove("active/first.json")
+            with mock.patch.object(Lease, "_is_taken", both):
+                assert second.take("a") is mine
+
+
+def test_nobody_else_s_file_takes_a_pack(tmp_path):
+    store = Store(tmp_path)
+    with Lease(store, "second") as second:
+        for at in ("a", ["a"], ["a", "now"], [1, 2.0], {"a": 1.0}, None):
+            claim(store, "first", progress=[], at=at)
+            assert second.take("a")
+            second.leave()
