@@ -146,7 +146,8 @@ class Progress:
             parts.append(f"{self._running} running")
         parts += [f"{n} {word}" for word in ("diverged", "failed") if (n := self._counts[word])]
         parts.append(f"{format_duration(now - self._begun)} elapsed")
-        if self._seconds_left < math.inf and not self._stopping:
+        # Others look from their threads, maybe while the first estimate is being made.
+        if self._workers and not self._stopping and math.isfinite(self._seconds_left):
             parts.append(f"about {format_duration(self._seconds_left)} left")
         if self.finished and now > self._first_worker_at:
             rate = 3_600 * self.finished / (now - self._first_worker_at)
