@@ -307,6 +307,7 @@ def _run(options: Options, command: str) -> int:
         say(describe_stop(tally, tried, stopped), is_error=True)
         say(f"To resume: {command}", is_error=True)
         return INTERRUPTED
+    outlook.snapshot.keep_index(store)
     if not options.quiet:
         say(f"report: python -m analysis.report {shlex.quote(location)}")
     return SOME_FAILED if failed else DONE
@@ -423,8 +424,8 @@ def _read_folder(store: Store, options: Options) -> Snapshot:
     snapshot = take_snapshot(store, whole_up_to=store.place.most_checked)
     if 0 < store.place.most_checked < len(snapshot.rows) and not options.quiet:
         say(
-            f"{store.location}: {len(snapshot.rows):,} finished trials; the content of their epochs and gradients "
-            f"was not checked. To check it: python -m harness.upkeep check {shlex.quote(store.location)}",
+            f"{store.location}: {len(snapshot.rows):,} finished trials; the content of their epochs, gradients "
+            f"and rows read before was not checked. To check it: python -m harness.upkeep check {shlex.quote(store.location)}",
             is_error=True,
         )
     snapshot.refuse_damage("To move them to damaged/ and train their trials again, add --repair")

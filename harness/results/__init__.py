@@ -6,7 +6,7 @@ Takes the rows of each finished trial and returns those of all trials. Read in t
 
 `snapshot` reads a folder once and refuses damaged files, `tally` counts the trials of a plan by
 outcome, `repair` sets damaged files aside, `merging` joins folders, and `lease` admits one run at a
-time to a folder, `networks` keeps users' own networks. README.md beside this file lists every table and column.
+time to a folder, `index` keeps rows in one file for buckets, `networks` keeps users' own networks. README.md beside this file lists every table and column.
 """
 
 from harness.results.lease import Lease, hold, list_claims

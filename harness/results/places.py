@@ -83,7 +83,9 @@ class LocalFolder:
     """Most files for which checking each one is cheaper than listing all."""
     most_checked = 2_000
     """Finished trials whose every file is read before a run, at 4 ms each; of more, and of those in
-    a bucket, where nothing tears a file and each one costs requests, the rows of `trials` alone."""
+    a bucket, where nothing tears a file and each one costs requests, only rows that are new."""
+    indexed_from = 2_000
+    """Files of `trials` read one by one from which an index of them is worth its write."""
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
@@ -218,6 +220,7 @@ class Bucket:
     """Files to read at once: each waits for the network."""
     asked_singly = 5
     most_checked = 0
+    indexed_from = 500
 
     def __init__(self, location: str) -> None:
         self._location = location.rstrip("/")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from harness.results.index import list_settled, recall, write_index
 from harness.results.networks import read_network
 from harness.results.places import File
 from harness.results.plans import Plan
@@ -45,10 +48,20 @@ class Snapshot:
     """Files whose content does not match their name, each once."""
     last_activity: float | None
     """Seconds since 1970: when the folder was last written to; None where it never was."""
+    settled: Mapping[str, File]
+    """Stem -> its file in `trials` as listed ahead of being read, if that tells it from any other."""
+    read_singly: int
+    """Files of `trials` that were read one by one."""
 
     def tally(self, trials: Sequence[Trial]) -> Tally:
         """The outcome of each of these trials."""
         return Tally.of(trials, self.rows.values(), self.failures)
+
+    def keep_index(self, store: Store) -> None:
+        """Index the rows, if reading them one by one took long; who may not write goes without."""
+        if self.read_singly >= store.place.indexed_from:
+            with suppress(StoreError):
+                write_index(store, self.rows, self.ids, self.settled)
 
     def refuse_damage(self, remedy: str = "") -> None:
         """Stop if a file is damaged or foreign.
@@ -75,7 +88,8 @@ def take_snapshot(
     """Read everything but epochs and gradients; check those too for damage if at most `whole_up_to`
     trials are finished.
 
-    Does not read again the finished trials and failures in `since`: their files never change.
+    Does not read again the finished trials and failures in `since`: their files never change. Takes
+    trials from an index (`harness.results.index`) unless all files are to be checked.
 
     Raises:
         StoreError: the place cannot be used.
@@ -102,7 +116,10 @@ def take_snapshot(
         old = [known[path] for path in paths if path in known]
         return old + read_each(lambda path: store.read_rows(row_type, path), new)
 
-    known, broken = _list_known(since) if since else ({}, {})
+    if since:
+        known, broken = _list_known(since)
+    else:  # whoever looks for damage in all files wants to read them
+        known, broken = recall(store, entries) if math.isfinite(whole_up_to) else {}, {}
     rows: dict[str, TrialRow] = {}
     ids: dict[str, list[str]] = {}
     for held in sorted(read_rows(TrialRow, "trials", known), key=len, reverse=True):
@@ -128,6 +145,9 @@ def take_snapshot(
     plans = read_each(store.read_plan_at, [f"plans/{name}" for name in names])
     names = [file.name for file in entries["networks"] if _is_ours("networks", file)]
     read_each(partial(read_network, store), [f"networks/{name}" for name in names])
+    settled = list_settled(entries)
+    if since:  # its rows were read after an earlier listing
+        settled = {stem: settled[stem] for stem in settled.keys() - since.ids} | {**since.settled}
     written = [
         file.modified
         for folder in ("trials", "failures", "active")
@@ -144,6 +164,9 @@ def take_snapshot(
         failures=tuple(sorted(failures, key=lambda row: row.failed_at)),
         damage=tuple(damage.values()),
         last_activity=max(written, default=None),
+        settled=settled,
+        read_singly=sum(f"trials/{stem}.parquet" not in known for stem in ids)
+        + (since.read_singly if since else 0),
     )
 
 

@@ -12,6 +12,7 @@ A results folder, local or `s3://bucket/prefix`::
     grid.yaml                   the grid as it was written
     networks/<digest>.py        the file of a user's own network (harness.results.networks)
     looks/<digest>.json         each state of the rows that was judged (harness.results.looks)
+    index/<digest>.parquet      the rows of trials/ once more, to open a bucket fast (harness.results.index)
     active/<run>.json           touched by each active run (harness.results.lease)
     partial/<pack>.pt           checkpoint of a long training, until it is finished; not a result
     damaged/<time>/...          files that a repair has set aside
@@ -81,6 +82,7 @@ NAMES = {
     "failures": re.compile(r"[0-9a-f]{16}-.+\.parquet"),
     "plans": re.compile(r"[0-9a-f]{16}\.parquet"),
     "looks": re.compile(r"[0-9a-f]{16}\.json"),
+    "index": re.compile(r"[0-9a-f]{16}\.parquet"),
     "networks": re.compile(r"[0-9a-f]{16}\.py"),
 }
 """Folder -> the names that count in it."""
@@ -126,6 +128,7 @@ class Store:
         self.location = complete_location(os.fspath(location))
         self.place: Place = open_place(self.location)
         self._ids: dict[str, list[str]] = {}  # never stale: a part is named by its content
+        self._plans: dict[bytes, Plan] = {}  # the same: by the content of their files
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.location,)
@@ -296,9 +299,11 @@ class Store:
 
     def read_plan_at(self, path: str) -> Plan:
         """The plan in one file."""
-        table = self.read_table(PlannedTrial, path)
         with self._naming(path):
-            return Plan.of(table)
+            content = self._read(path)
+            if content not in self._plans:  # the latest is there twice
+                self._plans[content] = Plan.of(decode(content, PlannedTrial))
+            return self._plans[content]
 
     def write_choices(self, choices: Sequence[ChoiceRow]) -> None:
         """Write the choices of the tuning stage and their scores; does nothing without choices."""
@@ -347,10 +352,7 @@ class Store:
             DamagedFileError: it is missing, or its content does not match its name.
         """
         with self._naming(path):
-            content = self.place.read(path)
-            if content is None:
-                raise ValueError("is missing")
-            table = decode(content, row_type)
+            table = decode(self._read(path), row_type)
             if row_type is TrialRow:
                 if name_stem(table["trial_id"].to_pylist()) != stem_of(path):
                     raise ValueError("holds rows of another trial than its name promises")
@@ -360,6 +362,12 @@ class Store:
     def read_rows(self, row_type: type[_Made], path: str) -> list[_Made]:
         """The same, as rows."""
         return to_rows(self.read_table(row_type, path), row_type)
+
+    def _read(self, path: str) -> bytes:
+        content = self.place.read(path)
+        if content is None:
+            raise ValueError("is missing")
+        return content
 
     def map(self, read: Callable[[str], _Made], names: Iterable[str]) -> Iterator[_Made]:
         """Apply `read` to each name, several at once; yields the results in order."""

@@ -9,6 +9,7 @@ before they are decoded, and nothing is ever unpickled.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -77,7 +78,7 @@ def to_table(rows: Sequence[Any], row_type: type[Any]) -> pa.Table:
 
 def to_rows(table: pa.Table, row_type: type[Row]) -> list[Row]:
     """The columns as rows."""
-    return [row_type(**row) for row in table.to_pylist()]
+    return [row_type(**row) for row in _list_rows(table)]
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -142,7 +143,7 @@ def check_identity(table: pa.Table, version: int | None = None) -> Iterator[Tria
     """
     names = [*(field.name for field in fields(Settings)), "arm", "trial_id"]
     versions = table["training_version"].to_pylist() if version is None else repeat(version)
-    for row, of in zip(table.select(names).to_pylist(), versions, strict=False):
+    for row, of in zip(_list_rows(table.select(names)), versions, strict=False):
         trial_id, arm = row.pop("trial_id"), row.pop("arm")
         trial = Trial(**row)
         if trial.id_under(of) != trial_id:
@@ -190,6 +191,16 @@ def _unfold(texts: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
         return np.empty(0, np.int32), memoryview(b"")
     ends = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     return np.diff(ends), memoryview(content or b"")[ends[0] : ends[-1]]
+
+
+def _list_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows as dicts, few at a time; equal texts are one object: a study repeats its settings."""
+    for batch in table.to_batches(max_chunksize=1_000):
+        for row in batch.to_pylist():
+            yield {
+                name: sys.intern(value) if type(value) is str else value
+                for name, value in row.items()
+            }
 
 
 def _bits(column: pa.ChunkedArray) -> pa.Array:

@@ -44,7 +44,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 """The settings that are one of a few words."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial(Settings):
     """One training run. Frozen and complete: nothing else affects its result."""
 

@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks [trial step probe gpu grid forecast fanout growth report] [--repeats N] [--json FILE]
+"""python -m tests.benchmarks [trial step probe gpu grid forecast fanout growth scale bucket report] [--repeats N] [--json FILE]
 
 Run from the repository's root. Every figure is measured beside what it is compared with, in one
 run on one machine; nothing here is asserted, because time on a shared machine is noise.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tests.benchmarks.bucket import measure_bucket
 from tests.benchmarks.fanout import measure_fanout
 from tests.benchmarks.forecast import measure_forecast
 from tests.benchmarks.gpu import measure_gpu
@@ -16,6 +17,7 @@ from tests.benchmarks.grid import measure_grid
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.probe import measure_probe
 from tests.benchmarks.report import measure_report
+from tests.benchmarks.scale import measure_scale
 from tests.benchmarks.step import measure_steps
 from tests.benchmarks.timing import describe_machine, show, write_json
 from tests.benchmarks.trial import measure_trials
@@ -29,6 +31,8 @@ BENCHMARKS = {
     "forecast": lambda _repeats: measure_forecast(),
     "fanout": lambda _repeats: measure_fanout(),
     "growth": lambda _repeats: measure_growth(),
+    "scale": lambda _repeats: measure_scale(),
+    "bucket": lambda _repeats: measure_bucket(),
     "report": lambda _repeats: measure_report(),
 }
 

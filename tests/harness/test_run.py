@@ -301,7 +301,7 @@ def test_of_very_many_trials_the_rows_are_read_and_the_rest_is_seen_to_be_there(
     finish(trials)
     here = f"{Path.cwd()}/results/small"
     note = (
-        f"{here}: 12 finished trials; the content of their epochs and gradients was not checked. "
+        f"{here}: 12 finished trials; the content of their epochs, gradients and rows read before was not checked. "
         f"To check it: python -m harness.upkeep check {here}\n"
     )
     flipped = Path(f"results/small/epochs/{first.id}.parquet")
