@@ -9,6 +9,7 @@ say there which pack they are at, so that nobody else trains it meanwhile.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 HEARTBEAT = 10.0  # seconds between two heartbeats
 STALE_AFTER = 60.0  # seconds without a heartbeat after which a run counts as dead
 LARGEST_CLAIM = 65_536  # bytes; ours have a few hundred
+
+_log = logging.getLogger(__name__)
 
 _FACTS = {"host", "pid", "machine", "started"}
 """The fields of our claims, and `_MORE`."""
@@ -107,7 +110,7 @@ class Lease:
                 "pid": os.getpid(),
                 "machine": _machine(),
                 "started": self._started.isoformat(timespec="seconds"),
-                "progress": list(self.describe()),
+                "progress": self._list_progress(),
                 **({"at": self._at} if self._at else {}),
             }
             self._place.replace(self._path, json.dumps(claim).encode())
@@ -139,6 +142,13 @@ class Lease:
                     if (then, file.name) < (since, self._name):
                         return True
         return False
+
+    def _list_progress(self) -> list[str]:
+        try:
+            return list(self.describe())
+        except Exception:  # noqa: BLE001  in a thread: a claim must not go stale for want of words
+            _log.warning("no words for a heartbeat", exc_info=True)
+            return []
 
     def _beat(self) -> None:
         renewed = time.monotonic()

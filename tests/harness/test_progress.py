@@ -62,6 +62,20 @@ def test_it_says_what_it_is_waiting_for_and_how_far_it_is(clock):
     assert "left" not in shown.describe()
 
 
+def test_who_looks_during_the_first_estimate_is_told_the_rest():
+    """A heartbeat looks from its own thread: an error there would end the run's claim."""
+    said: list[str] = []
+
+    class Slow(Forecast):
+        def wall_time(self, *arguments, **options):
+            said.extend(shown.list_lines())
+            return super().wall_time(*arguments, **options)
+
+    shown = Progress(TRIALS, Slow())
+    shown.count_workers(2)
+    assert said == ["0 of 100, starting 2 workers, 0.0 s elapsed"]
+
+
 def test_where_nothing_is_in_training_nothing_is_said_to_be_dropped(clock):
     shown = Progress(TRIALS, Forecast())
     shown.note_stop()

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 from harness.results import lease
-from harness.results.lease import HEARTBEAT, STALE_AFTER, Lease
+from harness.results.lease import HEARTBEAT, STALE_AFTER, Lease, list_claims
 from harness.results.store import Store
 from harness.study.errors import ActiveRunError, StoreError
 
@@ -103,6 +103,14 @@ def test_a_sign_of_life_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
         monkeypatch.setattr(held, "renew", refuse)
         time.sleep(0.1)
         assert held._heart.is_alive()
+
+
+def test_words_that_fail_do_not_end_the_run_nor_its_signs_of_life(tmp_path):
+    with Lease(Store(tmp_path), "first") as held:
+        held.describe = lambda: [str(1 / 0)]
+        held.renew()
+        (claim,) = list_claims(Store(tmp_path).place, now=time.time())
+        assert (claim.is_alive, claim.progress) == (True, ())
 
 
 @pytest.mark.parametrize(
