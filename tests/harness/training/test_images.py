@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import functional as transforms
 
 from harness.study.errors import DataError
 from harness.study.trials import derive_seed
+from harness.training import images
 from harness.training.images import (
     PADDING,
     Batches,
@@ -49,6 +51,22 @@ def test_digits_are_all_1797_images_each_in_one_part(digits):
     assert [len(part) for part in parts] == [1077, 180, 540]
     images = torch.cat([part.x_NHWC for part in parts]).flatten(1)
     assert len(images.unique(dim=0)) == 1797
+
+
+def test_digits_are_those_of_scikit_learn_however_they_are_read(digits, monkeypatch):
+    """From their file, without importing scikit-learn, and by its own function elsewhere."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    expected = torch.from_numpy(np.column_stack([pixels, labels]))
+    assert torch.equal(images._read_digits(), expected)
+    monkeypatch.setattr(images, "find_spec", lambda _: None)
+    assert torch.equal(images._read_digits(), expected)
+
+
+def test_training_on_digits_imports_no_scikit_learn():
+    code = "import sys; from harness.training.images import load_images; load_images('digits'); "
+    subprocess.run([sys.executable, "-c", f"{code}assert 'sklearn' not in sys.modules"], check=True)
 
 
 def test_the_split_is_stratified_and_always_the_same(digits):
