@@ -120,7 +120,7 @@ def _default_output(location: str) -> Path:
 
 
 def _write_reports(options: argparse.Namespace, command: str) -> int:
-    drawing.bundle_script()  # takes as long as the imports, beside them
+    drawing.start_engine()  # awaits its first chart beside the imports
     from analysis.load import ResultsError
 
     folder = options.output or _default_output(options.results)

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib import resources
 from multiprocessing import get_context
@@ -21,7 +20,11 @@ from typing import Any
 
 import vl_convert
 
+from analysis.page import svg
+
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_PIXELS = 3
+"""Of a screen per pixel of a picture in inches: 288 an inch."""
 _PRINTED_WIDTH = 822
 """Pixels of a window in which charts are as wide as on A4 between the margins of page.css."""
 
@@ -42,21 +45,24 @@ def start_engine() -> ProcessPoolExecutor:
     )
 
 
-@functools.cache
-def bundle_script() -> Future[str]:
-    """Vega, Vega-Lite and vega-embed, and the few lines that draw the charts with them."""
-    return start_engine().submit(vl_convert.javascript_bundle, read("page.js"))
+def draw(spec: dict[str, Any], prefix: str) -> Future[svg.Drawing]:
+    """Draw one chart; `prefix` tells its ids from those of its neighbours on a page."""
+    return start_engine().submit(_draw, spec, prefix)
 
 
-def draw(spec: dict[str, Any], path: Path, formats: Sequence[str]) -> Future[None]:
-    """Write one chart as SVG, and as PNG too where wanted; `path` lacks the ending."""
-    return start_engine().submit(_draw, spec, path, formats)
+def _draw(spec: dict[str, Any], prefix: str) -> svg.Drawing:
+    return svg.tidy(vl_convert.vegalite_to_svg(spec), prefix)
 
 
-def _draw(spec: dict[str, Any], path: Path, formats: Sequence[str]) -> None:
-    write(path.with_name(f"{path.name}.svg"), vl_convert.vegalite_to_svg(spec))
-    if "png" in formats:
-        path.with_name(f"{path.name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+def convert(picture: str, path: Path) -> Future[int]:
+    """Write a picture in SVG as what the file's name ends with: pdf, or png for a screen."""
+    return start_engine().submit(_convert, picture, path)
+
+
+def _convert(picture: str, path: Path) -> int:
+    if path.suffix == ".pdf":
+        return path.write_bytes(vl_convert.svg_to_pdf(picture))
+    return path.write_bytes(vl_convert.svg_to_png(picture, scale=_PIXELS))
 
 
 def write(path: Path, text: str) -> None:

@@ -11,21 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 
 from analysis.judgement.practice import as_frame
-from analysis.page import drawing, theme
+from analysis.page import drawing, pictures, theme
 from analysis.page import frames as tables
-from analysis.page.html import name_file, render_page, share_config
+from analysis.page.html import name_file, render_page
 
 if TYPE_CHECKING:
-    from analysis.judgement.effects import Effect
-    from analysis.page.parts import Figure, Page
+    from concurrent.futures import Future
 
-PANEL_WIDTH = {1: 620, 2: 400, 3: 280}
-"""Pixels per panel in a figure's file, by the panels in a row; on the page the reader decides."""
+    from analysis.judgement.effects import Effect
+    from analysis.page.parts import Page
+    from analysis.page.pictures import Pictures
 
 
 def write_report(
@@ -47,11 +46,9 @@ def write_report(
     """
     written = datetime.now(UTC)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = [
-        drawing.draw(_twin(figure), folder / "figures" / name_file(figure.name), formats)
-        for figure in page.figures
-    ]
-    html = render_page(page, written=written, command=command, refresh=refresh)
+    drawn = pictures.start_drawing(page)
+    html = render_page(page, drawn, written=written, command=command, refresh=refresh)
+    converted = _write_figures(drawn, folder, formats)
     drawing.write(folder / "index.html", html)
     drawing.write(folder / "verdicts.json", _render_json(page, written=written))
     numbers = tables.without_formulas(tables.tabulate_effects(effects))
@@ -63,8 +60,8 @@ def write_report(
         drawing.write(folder / "interactions.csv", changes.to_csv(index=False))
     trials = tables.without_formulas(_without_bytes(page.results.trials))
     drawing.write(folder / "trials.csv", trials.to_csv(index=False))
-    for figure in drawn:
-        figure.result()
+    for file in converted:
+        file.result()
     if "md" in formats:
         drawing.write(folder / "report.md", _render_markdown(page, written=written))
     if "pdf" in formats:
@@ -80,26 +77,16 @@ def _without_bytes(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.drop(columns="test_correct").assign(class_accuracy=shares)
 
 
-def _twin(figure: Figure) -> dict[str, Any]:
-    """The figure as one picture of fixed width."""
-    outside = {"$schema", "config", "datasets"}
-    width = PANEL_WIDTH[figure.columns]
-    views = [
-        {name: part for name, part in panel.spec.items() if name not in outside}
-        | {"width": width, "title": theme.visible(panel.title or figure.title)}
-        for panel in figure.panels
-    ]
-    return {
-        "$schema": alt.SCHEMA_URL,
-        "config": share_config(),
-        "background": theme.PAPER,
-        "datasets": {
-            name: rows for panel in figure.panels for name, rows in panel.spec["datasets"].items()
-        },
-        "concat": views,
-        "columns": figure.columns,
-        "resolve": {"scale": {"color": "independent", "shape": "independent"}},
-    }
+def _write_figures(drawn: Pictures, folder: Path, formats: Sequence[str]) -> list[Future[int]]:
+    """Write every figure as SVG; what else is wanted of it comes from the same picture."""
+    converted = []
+    for figure in drawn.page.figures:
+        picture = pictures.compose(figure, drawn)
+        path = folder / "figures" / name_file(figure.name)
+        drawing.write(path.with_name(f"{path.name}.svg"), picture)
+        if "png" in formats:
+            converted.append(drawing.convert(picture, path.with_name(f"{path.name}.png")))
+    return converted
 
 
 def _render_json(page: Page, *, written: datetime) -> str:

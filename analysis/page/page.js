@@ -1,38 +1,63 @@
-const options = {
-  ast: true, // the expression interpreter: the page's policy forbids eval
-  renderer: "svg",
-  actions: false,
-  defaultStyle: false,
-  tooltip: { disableDefaultStyle: true },
-};
-// What the charts draw travels deflated: it is repetitive, and there may be hundreds of charts.
-const inflate = (text) => {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-  return new Response(stream).json();
-};
-// Data sets travel as columns, which are smaller; Vega wants rows.
-const read = (column, row) => (column.words ? column.words[column.places[row]] : column[row]);
-const toRows = ({ length, columns }) =>
-  Array.from({ length }, (_, row) =>
-    Object.fromEntries(Object.entries(columns).map(([name, column]) => [name, read(column, row)])),
-  );
-const giveUp = (box) => (error) => {
-  box.classList.add("broken");
-  box.textContent = "This chart could not be drawn: " + error.message;
-};
-const boxes = document.querySelectorAll(".chart");
-const draw = ({ config, charts }) =>
-  boxes.forEach((box, index) => {
-    const datasets = charts[index].datasets;
-    Object.keys(datasets).forEach((name) => (datasets[name] = toRows(datasets[name])));
-    vegaEmbed(box, charts[index], { ...options, config }).catch(giveUp(box));
-  });
-Promise.resolve()
-  .then(() => inflate(document.getElementById("content").textContent))
-  .then(draw)
-  .catch((error) => boxes.forEach((box) => giveUp(box)(error)));
-// A chart in a closed box has no width to fit into; it learns it when the box opens.
-document.querySelectorAll("details").forEach((box) => {
-  box.addEventListener("toggle", () => window.dispatchEvent(new Event("resize")));
+// Nothing on the page needs this script: it shows titles of marks at once, sorts tables,
+// and folds the sections on a phone.
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.hidden = true;
+document.body.append(tip);
+document.addEventListener("pointerover", ({ target }) => {
+  const title = target.querySelector?.(":scope > title");
+  if (title && target.closest(".chart")) {
+    target.tip = title.textContent; // the browser would show it too, a second later
+    title.remove();
+  }
+  tip.hidden = !target.tip;
+  if (target.tip) {
+    const box = target.getBoundingClientRect();
+    tip.textContent = target.tip;
+    tip.style.left = Math.max(8, Math.min(box.right + 8, innerWidth - tip.offsetWidth - 8)) + "px";
+    tip.style.top = Math.max(8, box.top - tip.offsetHeight - 8) + "px";
+  }
 });
+
+const numberIn = (cell) => {
+  const text = cell.textContent.replace(/[\u2212,]/g, (sign) => (sign === "," ? "" : "-"));
+  const value = parseFloat(text.replace(/^[^\d.-]+/, ""));
+  return Number.isNaN(value) ? -Infinity : value;
+};
+const sort = (table, head) => {
+  const isRising = head.getAttribute("aria-sort") !== "ascending";
+  const place = head.cellIndex;
+  const rows = [...table.tBodies[0].rows];
+  const isWords = place < table.dataset.words;
+  const compare = isWords
+    ? (a, b) => a.textContent.localeCompare(b.textContent, undefined, { numeric: true })
+    : (a, b) => numberIn(a) - numberIn(b);
+  rows.sort((a, b) => (isRising ? 1 : -1) * compare(a.cells[place], b.cells[place]));
+  [...head.parentNode.cells].forEach((other) => other.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", isRising ? "ascending" : "descending");
+  table.tBodies[0].append(...rows);
+};
+document.querySelectorAll("table[data-words]").forEach((table) => {
+  if (table.tBodies[0].rows.length < 2) return;
+  table.tHead.querySelectorAll("th").forEach((head) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    button.addEventListener("click", () => sort(table, head));
+    head.append(button);
+  });
+});
+
+if (matchMedia("(max-width: 600px)").matches) {
+  document.querySelectorAll(".fold").forEach((fold) => (fold.open = false));
+}
+const unfold = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const fold = target?.querySelector(".fold") ?? target?.closest(".fold");
+  if (fold && !fold.open) {
+    fold.open = true;
+    target.scrollIntoView();
+  }
+};
+addEventListener("hashchange", unfold);
+unfold();
