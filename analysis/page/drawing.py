@@ -6,6 +6,7 @@ process imports no more than this.
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +25,9 @@ import vl_convert
 from analysis.page import svg
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_LONGEST = 100_000
+"""Letters of a picture that the page still takes as it is: a tile for each of thousands of trials
+would weigh megabytes, which nobody could tell from as many pixels."""
 _PIXELS = 3
 """Of a screen per pixel of a picture in inches: 288 an inch."""
 _PRINTED_WIDTH = 822
@@ -51,7 +56,12 @@ def draw(spec: dict[str, Any], prefix: str) -> Future[svg.Drawing]:
 
 
 def _draw(spec: dict[str, Any], prefix: str) -> svg.Drawing:
-    return svg.tidy(vl_convert.vegalite_to_svg(spec), prefix)
+    written = vl_convert.vegalite_to_svg(spec)
+    drawn = svg.tidy(written, prefix)
+    if len(drawn.body) < _LONGEST:
+        return drawn
+    pixels = vl_convert.svg_to_png(svg.on_paper(written), scale=2)
+    return replace(drawn, pixels=base64.b64encode(pixels).decode())
 
 
 def convert(picture: str, path: Path) -> Future[int]:

@@ -129,12 +129,17 @@ def swatch(mark: Mark) -> markupsafe.Markup:
 
 def inline(picture: Drawing) -> markupsafe.Markup:
     """The picture as an element of the page, a third larger than on paper where there is room."""
+    width = 4 / 3 * picture.width
+    if picture.pixels:
+        return markupsafe.Markup(
+            '<img alt="" width="{:.0f}" src="data:image/png;base64,{}">'
+        ).format(width, picture.pixels)
     return markupsafe.Markup(
         '<svg class="marks" viewBox="0 0 {:g} {:g}" width="{:.0f}">{}</svg>'
     ).format(
         picture.width,
         picture.height,
-        4 / 3 * picture.width,
+        width,
         markupsafe.Markup(picture.body),  # noqa: S704  an SVG, read and written by `svg.tidy`
     )
 

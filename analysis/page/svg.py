@@ -31,6 +31,8 @@ class Drawing:
     height: float
     body: str
     """Elements of SVG; markup, in which every text is escaped."""
+    pixels: str = ""
+    """The same as a PNG in base64, where the page would grow too long."""
 
 
 def tidy(svg: str, prefix: str) -> Drawing:
@@ -49,6 +51,11 @@ def tidy(svg: str, prefix: str) -> Drawing:
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     parts = [part for child in root for part in _tidied(child, prefix)]
     return Drawing(width, height, "".join(ET.tostring(part, "unicode") for part in parts))
+
+
+def on_paper(svg: str) -> str:
+    """The picture of Vega on white, as its pixels have to be wherever they stand."""
+    return svg.replace("<g ", '<rect width="100%" height="100%" fill="#ffffff"/><g ', 1)
 
 
 def _tidied(element: ET.Element, prefix: str) -> list[ET.Element]:
