@@ -67,9 +67,10 @@ ResultsError = StoreError
 class Results:
     """One results folder, checked: its rows can be compared with each other.
 
-    `trials` holds planned trials only. `epochs` holds the epochs of each at whose end its validation
-    accuracy was the highest so far, and `gradients` the readings that are judged or shown, of their columns those that are: a large grid has a hundred
-    million readings, and no one looks at all of them. `readings` has one row per (trial, step) of
+    `trials` holds planned trials only. `epochs` holds the epochs of each that are drawn, its last, and
+    those at whose end its validation accuracy was the highest so far, and `gradients` the readings that
+    are judged or shown, of their columns those that are: a large grid has a hundred million readings,
+    and no one looks at all of them. `readings` has one row per (trial, step) of
     all, the layers reduced to one number each, in log10. `identities` is how far all of them, at most,
     are off the identities that batch norm brings, NaN where it follows no layer. `choices` is what a tuning stage chose, empty without.
     `tally` says of every planned trial what has become of it. `warnings` belong on the first screen
@@ -234,16 +235,31 @@ def _find_changed_plans(plans: Sequence[Plan]) -> Iterable[str]:
 
 
 def _sift_epochs(rows: pa.Table) -> pa.Table:
-    """The epochs of each trial in which its validation accuracy beat all before: they say when it
-    reached what.
+    """The epochs of each trial that are drawn, and those in which its validation accuracy beat all
+    before: they say when it reached what.
     """
     trial_E = rows["trial_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     order_E = np.lexsort((rows["epoch"].to_numpy(), trial_E))
+    trial_E, epoch_E = trial_E[order_E], rows["epoch"].to_numpy()[order_E]
     # A share is at most 1, so that every trial begins above all that the one ahead of it reached.
-    value_E = 2 * trial_E[order_E] + rows["validation_accuracy"].to_numpy()[order_E]
+    value_E = 2 * trial_E + rows["validation_accuracy"].to_numpy()[order_E]
     best_E = np.fmax.accumulate(np.concatenate([[-1.0], value_E[:-1]])) if len(rows) else value_E
+    is_last_E = np.append(trial_E[1:] != trial_E[:-1], True)[: len(rows)]
+    is_kept_E = (value_E > best_E) | is_last_E | _are_drawn(epoch_E)
     kept = rows.select(["trial_id", "epoch", "validation_accuracy"])
-    return kept.take(pa.array(order_E[value_E > best_E]))
+    return kept.take(pa.array(order_E[is_kept_E]))
+
+
+def _are_drawn(epoch_E: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Is the epoch one at which curves are drawn: each of the first eight, four per doubling after?
+
+    Of the number of the epoch alone, so that trials of one length are drawn at the same epochs.
+
+    >>> np.flatnonzero(_are_drawn(np.arange(30))).tolist()
+    [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28]
+    """
+    apart_E = 2 ** np.maximum(np.floor(np.log2(np.maximum(epoch_E, 1))) - 2, 0)
+    return (epoch_E > 0) & (epoch_E % apart_E == 0)
 
 
 class _Sieve:

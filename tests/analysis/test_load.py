@@ -88,28 +88,31 @@ def test_rows_of_trials_that_are_not_done_are_left_out(folder):
     assert SMALL.trials[0].id not in set(results.epochs["trial_id"])
 
 
-def test_of_the_epochs_those_are_kept_that_beat_all_before():
+def test_of_the_epochs_those_are_kept_that_are_drawn_the_last_and_those_that_beat_all_before():
     """Whatever the order of the rows, and whatever the trial ahead in the file reached."""
-    curves = {"one": [0.5, 0.4, 0.7, 0.7, 0.9, 0.8], "two": [0.1, 0.3, 0.2], "odd": [math.nan, 0.2]}
+    late = np.random.default_rng(1).permutation(41).tolist()
+    curves = {"one": [*range(9), *late], "two": [1, 3, 2], "odd": [math.nan, 2], "end": [3]}
     rows = [
-        (name, epoch, accuracy)
+        (name, epoch, accuracy / 50)
         for name, curve in curves.items()
         for epoch, accuracy in enumerate(curve, start=1)
     ]
+    drawn = {*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56}
     shuffled = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
     names = ("trial_id", "epoch", "validation_accuracy")
     for order in (rows, shuffled, []):
         columns = {name: [row[place] for row in order] for place, name in enumerate(names)}
         kinds = pa.schema(list(zip(names, (pa.string(), pa.int64(), pa.float64()), strict=True)))
         kept = _sift_epochs(pa.table(columns, kinds)).to_pylist()
-        best = {
+        wanted = {
             (name, epoch)
             for name, epoch, accuracy in order
-            if not any(ahead >= accuracy for ahead in curves[name][: epoch - 1])
-            and math.isfinite(accuracy)
+            if epoch in drawn
+            or epoch == len(curves[name])
+            or not any(ahead / 50 >= accuracy for ahead in curves[name][: epoch - 1])
         }
-        assert {(row["trial_id"], row["epoch"]) for row in kept} == best
-        assert len(kept) == len(best)
+        assert {(row["trial_id"], row["epoch"]) for row in kept} == wanted
+        assert len(kept) == len(wanted)
 
 
 def test_trials_that_nobody_planned_are_counted_and_left_out(folder):
