@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.judgement.studies import Study, split_studies
+from analysis.judgement.studies import Study, find_told, name_settings, split_studies
 from analysis.load import BLOCK
 from analysis.statistics.looks import ONLY_LOOK, Look
 from analysis.statistics.proportions import RiskDifference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,6 +57,8 @@ class Cell:
     depth: int
     variant: str = ""
     """Settings that tell it from other cells of its architecture and depth, to print."""
+    told: tuple[str, ...] = ()
+    """The names of these settings."""
     settings: tuple[tuple[str, object], ...] = ()
     """All that its trials share but architecture and depth: equal in cells that differ in these."""
     beside: str = ""
@@ -66,7 +68,12 @@ class Cell:
     @property
     def label(self) -> str:
         """The cell as a reader names it."""
-        return " ".join(filter(None, (f"{self.architecture}-{self.depth}", self.variant)))
+        return ", ".join(filter(None, (f"{self.architecture}-{self.depth}", self.variant)))
+
+    def name_variant(self, *, without: Collection[str]) -> str:
+        """The variant but for some settings, which are said elsewhere."""
+        of = dict(self.settings)
+        return name_settings({name: of[name] for name in self.told if name not in without})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +126,7 @@ class Outcomes(Study):
         Units:
             Percent.
         """
-        share = self.chance / 100
-        return self.chance + 100 * _CHANCE_Z * np.sqrt(share * (1 - share) / (self.images or 1_000))
+        return find_least_accuracy(self.chance, self.images)
 
     @property
     def resolution(self) -> float:
@@ -217,6 +223,16 @@ class Outcomes(Study):
 
     def _of(self, values_PCS: NDArray[Any], arm: str) -> NDArray[Any]:
         return values_PCS[..., self.placements.index(arm), :, :]
+
+
+def find_least_accuracy(chance: float, images: int) -> float:
+    """The accuracy above which a network does better than guessing on so many images; 0: unknown.
+
+    Units:
+        Percent, as `chance`.
+    """
+    share = chance / 100
+    return chance + 100 * _CHANCE_Z * float(np.sqrt(share * (1 - share) / (images or 1_000)))
 
 
 def collect_outcomes(results: Results, look: Look = ONLY_LOOK) -> tuple[Outcomes, ...]:
@@ -382,29 +398,29 @@ def _number(rows: pd.DataFrame, key: list[str]) -> tuple[NDArray[np.intp], pd.Da
 
 
 def name_arm(placement: str, flow: str) -> str:
-    """What an arm is called: its placement, and whose update sizes it borrows if not its own.
+    """What an arm is called: its placement, and whose step sizes it borrows if not its own.
 
     >>> name_arm("before", "own")
     'before'
     >>> name_arm("before", "after")
-    'before with the flow of after'
+    'before (steps of after)'
     """
-    return placement if flow in {"own", placement} else f"{placement} with the flow of {flow}"
+    return placement if flow in {"own", placement} else f"{placement} (steps of {flow})"
 
 
 def _name_cells(rows: pd.DataFrame, key: Sequence[str], epochs: int) -> Iterator[Cell]:
     """The cells, each with the settings that tell it from others of its architecture and depth."""
-    neighbours = rows.groupby(["architecture", "depth"], sort=False)
-    varies = {name: (neighbours[name].transform("nunique") > 1).to_numpy() for name in key}
     shared = [name for name in key if name not in {"architecture", "depth"}]
-    for number, row in enumerate(rows.to_dict("records")):
-        told = (f"{name}={row[name]}" for name, differs in varies.items() if differs[number])
-        is_of_the_head = row.get("final_norm", False) and varies["final_norm"][number]
+    told = find_told(rows, shared, ["architecture", "depth"])
+    for row, is_told in zip(rows.to_dict("records"), told.to_dict("records"), strict=True):
+        names = tuple(name for name in shared if is_told[name])
+        is_of_the_head = row.get("final_norm", False) and "final_norm" in names
         is_of_another_length = epochs and row["epochs"] != epochs
         yield Cell(
             architecture=str(row["architecture"]),
             depth=int(row["depth"]),
-            variant=" ".join(told),
+            variant=name_settings({name: row[name] for name in names}),
+            told=names,
             settings=tuple((name, row[name]) for name in shared),
             beside="head" if is_of_the_head else "length" if is_of_another_length else "",
         )

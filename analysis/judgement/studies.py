@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.load import BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 _WORDS = {
     "norm": {name: f"{name} norm" for name in ("batch", "layer", "group", "instance")},
@@ -28,8 +28,24 @@ _WORDS = {
     },
     "optimizer": {"sgd": "SGD", "adamw": "AdamW"},
     "train_images": {"0": "all"},
+    "final_norm": {"True": "with a last norm", "False": "without a last norm"},
 }
-"""How the settings are written for readers."""
+"""How the values of settings are written for readers."""
+_PHRASES = {
+    "architecture_digest": "file {}",
+    "batch_size": "batches of {}",
+    "beta1": "\N{GREEK SMALL LETTER BETA}1 {}",
+    "beta2": "\N{GREEK SMALL LETTER BETA}2 {}",
+    "epochs": "{} epochs",
+    "final_norm": "{}",
+    "lr": "learning rate {}",
+    "pack_size": "packs of {}",
+    "probe_size": "{} images in the probe",
+    "train_images": "{} images",
+    "warmup_epochs": "{} epochs of warm-up",
+    "width_factor": "width {}",
+}
+"""How a setting is written beside its value, where its name would not do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +156,31 @@ def name_value(setting: str, value: object) -> str:
     ('layer norm', '8')
     """
     return _WORDS.get(setting, {}).get(str(value), str(value))
+
+
+def name_settings(settings: Mapping[str, object]) -> str:
+    """What tells a network from its neighbours, as readers say it.
+
+    >>> name_settings({"width_factor": 0.5, "epochs": 6, "final_norm": True})
+    'width 0.5, 6 epochs, with a last norm'
+    """
+    words = []
+    for name, value in settings.items():
+        written = f"{value:g}" if isinstance(value, float) else name_value(name, value)
+        words.append(_PHRASES.get(name, f"{name.replace('_', ' ')} {{}}").replace("{}", written))
+    return ", ".join(words)
+
+
+def find_told(rows: pd.DataFrame, names: Sequence[str], within: Sequence[str]) -> pd.DataFrame:
+    """Of each row and setting: does it tell the row from others that are equal in `within`?
+
+    What only goes with the length of the training is not told beside it.
+    """
+    differs = rows.groupby(list(within), sort=False)[list(names)].transform("nunique") > 1
+    if {"epochs", "warmup_epochs"} <= set(names):
+        of_length = rows.groupby([*within, "epochs"], sort=False)["warmup_epochs"]
+        differs["warmup_epochs"] &= of_length.transform("nunique") > 1
+    return differs
 
 
 def frame_studies(numbers: Iterable[Study]) -> pd.DataFrame:

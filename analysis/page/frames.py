@@ -18,7 +18,13 @@ from scipy import special
 
 from analysis.judgement.effects import Effect
 from analysis.judgement.outcomes import name_arm
-from analysis.judgement.studies import STUDY, count_groups, name_ingredients
+from analysis.judgement.studies import (
+    STUDY,
+    count_groups,
+    find_told,
+    name_ingredients,
+    name_settings,
+)
 from analysis.load import spread_times
 from analysis.page import theme
 from analysis.statistics.multiplicity import benjamini_hochberg
@@ -74,14 +80,14 @@ def name_variants(trials: pd.DataFrame, *, by_rate: bool = True) -> pd.DataFrame
     """
     names = [field.name for field in fields(Settings) if field.name not in _NO_VARIANT] + _RATES
     within = [*STUDY, "stage", "architecture", "depth"]
-    neighbours = trials.assign(norm_groups=count_groups).groupby(within, sort=False)
-    differs = neighbours[names].transform("nunique") > 1
+    grouped = trials.assign(norm_groups=count_groups)
+    told = find_told(grouped, names, [*STUDY, "stage", "architecture", "depth"])
     for rate in _RATES:
-        differs[rate] &= by_rate & _have_several_rates(trials)
+        told[rate] &= by_rate & _have_several_rates(trials)
     words = [
-        " ".join(f"{name}={row[name]}" for name in names if told[name])
-        for row, told in zip(
-            trials[names].to_dict("records"), differs.to_dict("records"), strict=True
+        name_settings({name: row[name] for name in names if is_told[name]})
+        for row, is_told in zip(
+            trials[names].to_dict("records"), told.to_dict("records"), strict=True
         )
     ]
     arms = [name_arm(*pair) for pair in zip(trials["placement"], trials["flow"], strict=True)]
@@ -106,8 +112,8 @@ def name_panels(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `panel`: the words that tell one panel from the others."""
     studies = name_studies(rows)
     words = [
-        ", ".join(filter(None, (" ".join(filter(None, own)), study)))
-        for *own, study in zip(rows["architecture"], rows["variant"], studies, strict=True)
+        ", ".join(filter(None, names))
+        for names in zip(rows["architecture"], rows["variant"], studies, strict=True)
     ]
     return rows.assign(panel=pd.Series(words, rows.index, dtype=str))
 

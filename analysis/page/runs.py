@@ -32,9 +32,7 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
     rows = tuple(
         (
             ", ".join(
-                filter(
-                    None, (f"{row['architecture']}-{row['depth']} {row['variant']}".rstrip(), study)
-                )
+                filter(None, (f"{row['architecture']}-{row['depth']}", row["variant"], study))
             ),
             row["placement"],
             f"{row['lr']:g}",

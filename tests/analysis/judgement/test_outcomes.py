@@ -145,7 +145,7 @@ def test_an_arm_that_borrows_steps_is_checked_against_its_donors(tmp_path):
             for name in ("planned", "trials", "gradients", "readings")
         },
     )
-    arm = "after with the flow of before"
+    arm = "after (steps of before)"
     ids = set(borrowed.planned["trial_id"])
 
     def error(step, factor):
@@ -185,8 +185,8 @@ def test_cells_of_one_architecture_and_depth_are_named_by_what_differs(tmp_path)
     )
     (outcomes,) = collect_outcomes(both)
     assert [cell.label for cell in outcomes.cells] == [
-        "plain-8 batch_size=16",
-        "plain-8 batch_size=128",
+        "plain-8, batches of 16",
+        "plain-8, batches of 128",
     ]
     assert outcomes.block_C[0] == outcomes.block_C[1]  # they share their block seeds
 
@@ -238,7 +238,7 @@ def test_arms_pair_across_learning_rates_unless_the_grid_crosses_them(tmp_path):
     (tuned,) = collect_outcomes(join(is_after, is_not_after))
     assert np.isfinite(tuned.difference("accuracy", "after", "before")).sum() == 5
     (crossed,) = collect_outcomes(join(lambda rows: rows, lambda rows: rows))
-    assert [cell.variant for cell in crossed.cells] == ["lr=0.01", "lr=0.1"]
+    assert [cell.variant for cell in crossed.cells] == ["learning rate 0.01", "learning rate 0.1"]
 
 
 def test_an_arm_with_borrowed_flow_has_a_name_of_its_own(tmp_path):
@@ -259,9 +259,9 @@ def test_an_arm_with_borrowed_flow_has_a_name_of_its_own(tmp_path):
     )
     (outcomes,) = collect_outcomes(both)
     # 'after' with its own flow borrowed is 'after' again, and told once.
-    assert outcomes.placements == ("before", "after", "none", "before with the flow of after")
+    assert outcomes.placements == ("before", "after", "none", "before (steps of after)")
     # And it is paired with the arm that has its own.
-    diff_CS = outcomes.difference("accuracy", "before with the flow of after", "before")
+    diff_CS = outcomes.difference("accuracy", "before (steps of after)", "before")
     assert np.isfinite(diff_CS).all()
     assert len(outcomes.cells) == 1
     expected = 100 * own.trials.query("placement == 'after' and seed == 0")["test_accuracy"].item()

@@ -60,7 +60,7 @@ def test_norm_activation_and_optimizer_make_a_study_and_a_batch_size_makes_a_cel
         ("group", 4, "gelu", "sgd"),
     ]
     assert [len(one.cells) for one in studies] == [4, 2, 2, 2]
-    assert {cell.variant for cell in studies[0].cells} == {"batch_size=128", "batch_size=32"}
+    assert {cell.variant for cell in studies[0].cells} == {"batches of 128", "batches of 32"}
     assert not any(cell.variant for one in studies[1:] for cell in one.cells)
 
 

@@ -105,7 +105,7 @@ def test_rates_compared_within_a_study_tell_its_panels_apart(tmp_path):
     write_plan(tmp_path, trials, slow.plan)
     results = load_results(str(tmp_path))
     named = tables.tabulate_trials(results)
-    assert set(named["panel"]) == {"plain lr=0.05", "plain lr=0.2"}
+    assert set(named["panel"]) == {"plain, learning rate 0.05", "plain, learning rate 0.2"}
     pairs = tables.name_panels(tables.tabulate_pairs(accuracy_effects(results)))
     assert set(pairs["panel"]) == set(named["panel"])
     assert set(tables.read_flow(results, named)["panel"]) == set(named["panel"])
@@ -180,7 +180,7 @@ def test_what_all_cells_of_an_architecture_share_is_in_no_label(tmp_path):
 def test_what_tells_cells_of_one_depth_apart_is_in_the_label(results):
     wide = results.planned.assign(width_factor=2.0, trial_id=results.planned["trial_id"] + "w")
     named = tables.name_variants(pd.concat([results.planned, wide], ignore_index=True))
-    assert set(named["variant"]) == {"width_factor=1.0", "width_factor=2.0"}
+    assert set(named["variant"]) == {"width 1", "width 2"}
 
 
 def test_an_arm_with_borrowed_flow_is_an_arm_of_its_own(results):
@@ -188,7 +188,7 @@ def test_an_arm_with_borrowed_flow_is_an_arm_of_its_own(results):
     named = tables.name_variants(pd.concat([results.planned, borrowed], ignore_index=True))
     assert set(named["arm"]) == {
         *("before", "after", "none"),
-        *("after with the flow of before", "none with the flow of before"),
+        *("after (steps of before)", "none (steps of before)"),
     }
     assert set(named["variant"]) == {""}
 
