@@ -1,0 +1,77 @@
+"""The difference at each length of training: against scipy, and with networks that lack a length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.judgement.lengths import compare_lengths
+from analysis.judgement.outcomes import collect_outcomes
+from tests.analysis.judgement.test_studies import write
+
+
+def speedy(trial):
+    """Two points while training is short, nothing at its end."""
+    return 2.0 * (trial.placement == "after" and trial.epochs == 2)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return write(
+        tmp_path_factory.mktemp("lengths"), {"epochs": 2}, {"epochs": 6}, accuracy=speedy
+    )
+
+
+def test_a_difference_of_speed_is_there_at_first_and_gone_at_the_end(results):
+    found = list(compare_lengths(collect_outcomes(results), results.plan))
+    assert [(one.architecture, one.epochs, one.pairs) for one in found] == [
+        ("plain", 2, 5),
+        ("plain", 6, 5),
+        ("resnet", 2, 5),
+        ("resnet", 6, 5),
+    ]
+    short, long = found[:2]
+    assert short.low < 2.0 < short.high
+    assert short.low > 0
+    assert long.low < 0.0 < long.high
+    assert long.change_high < 0
+    assert np.isnan(short.change_low)
+
+
+def test_a_change_is_paired_by_seed(results):
+    (long,) = (
+        one
+        for one in compare_lengths(collect_outcomes(results), results.plan)
+        if (one.architecture, one.epochs) == ("resnet", 6)
+    )
+    rows = results.trials[results.trials["architecture"] == "resnet"]
+    wide = rows.pivot_table(
+        index="seed", columns=["epochs", "placement"], values="test_accuracy", aggfunc="first"
+    )
+    difference = {n: 100 * (wide[n]["after"] - wide[n]["before"]) for n in (2, 6)}
+    for told, pairs in (
+        ((long.estimate, long.low, long.high), difference[6]),
+        ((long.change, long.change_low, long.change_high), difference[6] - difference[2]),
+    ):
+        low, high = stats.t.interval(0.95, 4, pairs.mean(), stats.sem(pairs))
+        assert told == pytest.approx((pairs.mean(), low, high))
+
+
+def test_a_network_that_lacks_a_length_is_in_none(tmp_path):
+    results = write(
+        tmp_path,
+        {"epochs": 2},
+        {"epochs": 6},
+        {"epochs": 2, "width_factor": 0.5},
+        architectures=("plain",),
+        accuracy=lambda t: 5.0 * (t.placement == "after" and t.width_factor == 0.5),
+    )
+    found = list(compare_lengths(collect_outcomes(results), results.plan))
+    assert [one.cells for one in found] == [1, 1]
+    assert all(one.estimate < 2 for one in found)
+
+
+def test_one_length_is_no_comparison(tmp_path):
+    results = write(tmp_path, {"epochs": 2}, architectures=("plain",))
+    assert not list(compare_lengths(collect_outcomes(results), results.plan))
