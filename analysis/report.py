@@ -143,8 +143,11 @@ def _write_reports(options: argparse.Namespace, command: str) -> int:
 def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
     from altair.utils.schemapi import debug_mode
 
+    from analysis.judgement.courses import follow_arms, follow_orders
     from analysis.judgement.effects import UNITS, find_effects
+    from analysis.judgement.fates import find_fates
     from analysis.judgement.interactions import find_interactions
+    from analysis.judgement.lengths import compare_lengths
     from analysis.judgement.networks import describe_networks
     from analysis.judgement.outcomes import collect_outcomes
     from analysis.judgement.practice import measure_practice
@@ -175,6 +178,10 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
             ranks=tuple(rank_arms(studies)),
             practices=tuple(measure_practice(results, studies)),
             interactions=find_interactions(studies, results.plan),
+            courses=tuple(follow_orders(results, studies)),
+            points=tuple(follow_arms(results, studies)),
+            lengths=tuple(compare_lengths(studies, results.plan)),
+            fates=tuple(find_fates(results, studies)),
             networks=describe_networks(effects, verdicts),
             seen=sighting.seen,
         )

@@ -18,10 +18,11 @@ from analysis.load import CELL
 from harness.study.facts import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
 
-    import pandas as pd
+    from numpy.typing import NDArray
 
+    from analysis.judgement.outcomes import Outcomes
     from analysis.load import Results
 
 _OF_THE_ARM = {
@@ -39,7 +40,7 @@ class Fate(Study):
     architecture: str
     depth: int
     variant: str
-    """Further settings that tell the cell from its neighbours, rates aside."""
+    """Further settings that tell the cell from its neighbours."""
     arm: str
     lr: float
     weight_decay: float
@@ -49,6 +50,8 @@ class Fate(Study):
     nothing: int
     """Those that ended no better than guessing."""
     collapsed: int
+    lost_trials: tuple[str, ...]
+    """The ids of all that ran and are no trained network."""
 
     @property
     def trained(self) -> int:
@@ -57,53 +60,82 @@ class Fate(Study):
 
     @property
     def lost(self) -> int:
-        """All that ran and are no trained network."""
+        """How many they are."""
         return self.diverged + self.nothing + self.collapsed
 
 
-def find_fates(results: Results, images: Mapping[str, int]) -> Iterator[Fate]:
-    """The runs of every arm and cell, tuning stage included.
+def find_fates(results: Results, studies: Sequence[Outcomes]) -> Iterator[Fate]:
+    """The runs of every arm and cell, first those that are judged, then those that tune.
 
-    `images` is how many the test part of each data set has; runs that tune are looked at on the
-    validation part alone.
+    Runs that tune are looked at on the validation part alone.
     """
-    columns = ["trial_id", "status", "test_accuracy", "validation_accuracy"]
-    rows = results.planned.merge(results.trials[columns], on="trial_id", how="left")
-    rows["recipe"] = rows["recipe"].where(rows["stage"] == "study", "tuning")
-    rows["norm_groups"] = count_groups(rows)
+    recipe = results.planned.set_index("trial_id")[["lr", "weight_decay"]]
+    for outcomes in studies:
+        assert outcomes.trial_PCS is not None, "simulated outcomes have no rows"
+        for p, c in np.argwhere(outcomes.planned_PCS.any(-1)).tolist():
+            cell, is_planned_S = outcomes.cells[c], outcomes.planned_PCS[p, c]
+            diverged_S = outcomes.diverged_PCS[p, c]
+            nothing_S, collapsed_S = _find_lost(
+                outcomes.accuracy_PCS[p, c], outcomes.chance, outcomes.images
+            )
+            lost_S = diverged_S | nothing_S | collapsed_S
+            yield Fate(
+                **outcomes.identity,
+                stage="study",
+                architecture=cell.architecture,
+                depth=cell.depth,
+                variant=cell.variant,
+                arm=outcomes.placements[p],
+                **recipe.loc[outcomes.trial_PCS[p, c, is_planned_S][0]].to_dict(),
+                planned=int(is_planned_S.sum()),
+                ran=int(outcomes.ran_PCS[p, c].sum()),
+                diverged=int(diverged_S.sum()),
+                nothing=int(nothing_S.sum()),
+                collapsed=int(collapsed_S.sum()),
+                lost_trials=tuple(outcomes.trial_PCS[p, c, lost_S].tolist()),
+            )
+    yield from _find_tuning(results)
+
+
+def _find_tuning(results: Results) -> Iterator[Fate]:
+    columns = ["trial_id", "status", "validation_accuracy"]
+    planned = results.planned[results.planned["stage"] == "tuning"]
+    rows = planned.merge(results.trials[columns], on="trial_id", how="left")
+    rows = rows.assign(recipe="tuning", norm_groups=count_groups(rows))
     names = [name for name in CELL if name not in _OF_THE_ARM]
-    told = find_told(rows, names, [*STUDY, "stage", "architecture", "depth"])
+    told = find_told(rows, names, [*STUDY, "architecture", "depth"])
     rows["variant"] = [
         name_settings({name: row[name] for name in names if is_told[name]})
         for row, is_told in zip(rows.to_dict("records"), told.to_dict("records"), strict=True)
     ]
-    for _, cell in rows.groupby(list(dict.fromkeys(CELL)), sort=False):
-        yield _count(cell, results.chance, images)
+    for _, cell in rows.groupby(list(CELL), sort=False):
+        first = cell.iloc[0].to_dict()
+        percent_S = 100 * cell["validation_accuracy"].where(cell["status"] == "done")
+        diverged_S = (cell["status"] == "diverged").to_numpy()
+        nothing_S, collapsed_S = _find_lost(
+            percent_S.to_numpy(float),
+            results.chance.get(first["dataset"], float("nan")),
+            facts_of(first["dataset"]).validation_images,
+        )
+        yield Fate(
+            **{name: first[name] for name in (*STUDY, "stage", "architecture", "depth")},
+            variant=first["variant"],
+            arm=name_arm(first["placement"], first["flow"]),
+            lr=first["lr"],
+            weight_decay=first["weight_decay"],
+            planned=len(cell),
+            ran=int(cell["status"].notna().sum()),
+            diverged=int(diverged_S.sum()),
+            nothing=int(nothing_S.sum()),
+            collapsed=int(collapsed_S.sum()),
+            lost_trials=tuple(cell["trial_id"][diverged_S | nothing_S | collapsed_S]),
+        )
 
 
-def _count(cell: pd.DataFrame, chances: Mapping[str, float], images: Mapping[str, int]) -> Fate:
-    first = cell.iloc[0]
-    is_study = first["stage"] == "study"
-    dataset = str(first["dataset"])
-    chance, seen = chances.get(dataset, float("nan")), images.get(dataset, 0)
-    if not is_study:
-        seen = facts_of(dataset).validation_images
-    percent = 100 * cell["test_accuracy" if is_study else "validation_accuracy"]
-    percent = percent.where(cell["status"] == "done").to_numpy(float)
-    is_nothing = percent <= find_least_accuracy(chance, seen)
-    halfway = (chance + np.fmax.reduce(percent, initial=np.nan)) / 2
-    return Fate(
-        **{name: first[name] for name in STUDY},
-        stage=str(first["stage"]),
-        architecture=str(first["architecture"]),
-        depth=int(first["depth"]),
-        variant=str(first["variant"]),
-        arm=name_arm(str(first["placement"]), str(first["flow"])),
-        lr=float(first["lr"]),
-        weight_decay=float(first["weight_decay"]),
-        planned=len(cell),
-        ran=int(cell["status"].notna().sum()),
-        diverged=int((cell["status"] == "diverged").sum()),
-        nothing=int(is_nothing.sum()),
-        collapsed=int((~is_nothing & (percent < halfway)).sum()),
-    )
+def _find_lost(
+    percent_S: NDArray[np.float64], chance: float, images: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which runs learned nothing, and which collapsed."""
+    is_nothing_S = percent_S <= find_least_accuracy(chance, images)
+    halfway = (chance + np.fmax.reduce(percent_S, initial=np.nan)) / 2
+    return is_nothing_S, ~is_nothing_S & (percent_S < halfway)

@@ -158,6 +158,21 @@ def name_value(setting: str, value: object) -> str:
     return _WORDS.get(setting, {}).get(str(value), str(value))
 
 
+def name_dataset(dataset: str) -> str:
+    """A data set as readers say it.
+
+    >>> name_dataset("fashion-mnist"), name_dataset("imagefolder:flowers:32@0123456789abcdef")
+    ('Fashion-MNIST', 'flowers')
+    """
+    known = {"digits": "scikit-learn's digits", "svhn": "SVHN", "mnist": "MNIST"}
+    known |= {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion-mnist": "Fashion-MNIST"}
+    if dataset.startswith("synthetic"):
+        return "synthetic images"
+    kind, _, rest = dataset.partition(":")
+    own = rest.partition("@")[0].partition(":")[0] if kind in {"imagefolder", "arrays"} else ""
+    return known.get(dataset) or own or dataset
+
+
 def name_settings(settings: Mapping[str, object]) -> str:
     """What tells a network from its neighbours, as readers say it.
 

@@ -13,11 +13,14 @@ import pandas as pd
 from analysis.judgement.outcomes import WINDOWS
 from analysis.page import charts, theme
 from analysis.page import frames as tables
+from analysis.page.encodings import span
+from analysis.page.fates import count_trained
 from analysis.page.parts import Figure, Panel, Section, Table
 from analysis.page.theme import NONE, capitalized, interval, number, p_value, signed
 
 if TYPE_CHECKING:
     from analysis.judgement.effects import Effect
+    from analysis.judgement.fates import Fate
     from analysis.page.theme import Mark
 
 
@@ -64,14 +67,19 @@ def compare(effects: Sequence[Effect]) -> list[Comparison]:
     return [Comparison(*key, tuple(chosen)) for key, chosen in members.items()]
 
 
-def show_differences(comparisons: Sequence[Comparison], marks: Mapping[str, Mark]) -> Section:
+def show_differences(
+    comparisons: Sequence[Comparison], marks: Mapping[str, Mark], fates: Sequence[Fate] = ()
+) -> Section:
     figures = []
     for compared in comparisons:
         rows = compared.rows
-        shown = rows[rows["kind"].isin(["cell", "pooled"]) & rows["estimate"].notna()]
+        rows = rows.assign(counts=count_trained(rows, fates))
+        is_told = rows["estimate"].notna() | (rows["counts"] != "")
+        shown = rows[rows["kind"].isin(["cell", "pooled"]) & is_told]
         if shown.empty:
             continue
-        shown = as_printed(_pools_under_cells(shown))
+        shown = as_printed(_group_by_architecture(shown))
+        has_counts = bool((shown["counts"] != "").any())
         is_ratio, what = compared.is_ratio, compared.quantity_name
         figures.append(
             Figure(
@@ -91,6 +99,12 @@ def show_differences(comparisons: Sequence[Comparison], marks: Mapping[str, Mark
                     "Thin bar: 95 % interval; thick bar: 90 % interval, which must lie inside the shaded margin "
                     f"({_margin_words(shown, is_ratio=is_ratio)}) for the two to be called "
                     "equivalent."
+                    + (
+                        f" Where not every run trained, no mean is drawn: of '{compared.arm}' and of "
+                        f"'{compared.baseline}' it says how many did."
+                        if has_counts
+                        else ""
+                    )
                 ),
                 panels=_forests(shown, marks, title=compared.axis, is_ratio=is_ratio),
                 table=_effects_table(shown, compared.axis),
@@ -103,7 +117,7 @@ def show_differences(comparisons: Sequence[Comparison], marks: Mapping[str, Mark
         "differences",
         "Where does the order matter?",
         "Each line compares two placements that started from the same weights and saw the same "
-        "batches, seed by seed. Bold lines pool the cells of a kind of network.",
+        "batches, seed by seed. Bold lines pool the networks below them.",
         tuple(sorted(figures, key=lambda figure: figure.is_aside)),
     )
 
@@ -112,7 +126,8 @@ def show_pairs(
     trials: pd.DataFrame, comparisons: Sequence[Comparison], marks: Mapping[str, Mark]
 ) -> Section:
     cells = tables.tabulate_accuracies(trials)
-    cells["note"] = [f"{count}✕" if count else "" for count in cells["diverged"]]
+    lost = cells["ran"] - cells["trained"]
+    cells["note"] = [f"{count}✕" if count else "" for count in lost]
     panels = []
     for name, rows in cells.groupby("panel", sort=False):
         drawn = trials[(trials["panel"] == name) & trials["percent"].notna()]
@@ -125,14 +140,14 @@ def show_pairs(
             title="Every trial",
             description=(
                 "Test accuracy after the last epoch, every trial shown. A grey line joins the "
-                "trials of one seed, a black tick is the mean of a cell, and ✕ counts trials whose "
-                "loss diverged."
+                "trials of one seed, a black tick is the mean of those that trained, and ✕ counts those "
+                "that diverged, learned nothing or collapsed."
             ),
             panels=tuple(panels),
             table=Table(
                 (
                     *("architecture", "depth", "arm", "mean (%)", "sd"),
-                    *("trained", "diverged", "planned"),
+                    *("trained", "ran", "planned"),
                 ),
                 tuple(
                     (
@@ -142,7 +157,7 @@ def show_pairs(
                         number(row["mean"]),
                         number(row["sd"]),
                         str(row["trained"]),
-                        str(row["diverged"]),
+                        str(row["ran"]),
                         str(row["planned"]),
                     )
                     for row in cells.to_dict("records")
@@ -189,7 +204,7 @@ def show_depths(comparisons: Sequence[Comparison], marks: Mapping[str, Mark]) ->
         panels = [
             (name, part) for name, part in cells.groupby("panel", sort=False) if len(part) > 1
         ]
-        reach = charts.span(cells, "estimate", "low", "high", around=cells["margin"])
+        reach = span(cells, "estimate", "low", "high", around=cells["margin"])
         contrasts = as_printed(rows[rows["kind"].isin(["trend", "interaction"])])
         if panels:
             figures.append(
@@ -249,7 +264,7 @@ def show_precision(
                             part.assign(row=part["label"]),
                             marks,
                             title="difference (points)",
-                            reach=charts.span(cells, "detectable", around=cells["margin"])[1],
+                            reach=span(cells, "detectable", around=cells["margin"])[1],
                         ),
                     )
                     for study, part in cells.groupby("study", sort=False)
@@ -300,12 +315,12 @@ def _forests(
     )
 
 
-def _pools_under_cells(effects: pd.DataFrame) -> pd.DataFrame:
-    """The pool of an architecture follows its cells, the pools of several come last."""
+def _group_by_architecture(effects: pd.DataFrame) -> pd.DataFrame:
+    """Each architecture's pool ahead of its cells, the pools of several ahead of all."""
     order = {name: place for place, name in enumerate(effects["architecture"].dropna().unique())}
-    place = effects["architecture"].map(order).fillna(len(order))
-    ordered = effects.assign(place=place, is_pool=effects["kind"] != "cell")
-    return ordered.sort_values(["place", "is_pool"], kind="stable")
+    group = effects["architecture"].map(order).fillna(-1)
+    ordered = effects.assign(group=group, is_cell=effects["kind"] == "cell")
+    return ordered.sort_values(["group", "is_cell"], kind="stable")
 
 
 def _margin_words(effects: pd.DataFrame, *, is_ratio: bool) -> str:
@@ -362,6 +377,9 @@ def as_printed(effects: pd.DataFrame) -> pd.DataFrame:
     if is_ratio:
         logs = ["estimate", "low", "high", "low90", "high90", "margin"]
         effects = effects.assign(**{name: 10.0 ** effects[name] for name in logs})
+    counts = effects["counts"] if "counts" in effects else pd.Series("", effects.index)
+    told = ["estimate", "low", "high", "low90", "high90"]
+    effects = effects.assign(**{name: effects[name].where(counts == "") for name in told})
     write = theme.ratio if is_ratio else signed
     lines = [
         {
@@ -373,7 +391,8 @@ def as_printed(effects: pd.DataFrame) -> pd.DataFrame:
         for line, study in zip(effects.to_dict("records"), studies, strict=True)
     ]
     words = pd.DataFrame(lines, effects.index, ["row", "brief", "interval", "interval90"])
-    numbers = words["brief"] + " " + words["interval"]
+    numbers = (words["brief"] + " " + words["interval"]).where(counts == "", counts)
+    words["interval"] = words["interval"].where(counts == "", counts)
     return effects.join(words).assign(numbers=numbers, study=studies)
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.judgement.courses import as_frame, follow_flow
-from analysis.page import charts
+from analysis.page import charts, curves
 from analysis.page import frames as tables
 from analysis.page.differences import pairs_table
+from analysis.page.encodings import span
 from analysis.page.parts import Figure, Panel, Section, Table
-from analysis.page.theme import NONE, interval, ratio, signed
+from analysis.page.theme import NONE, signed
 
 if TYPE_CHECKING:
     from analysis.load import Results
@@ -64,7 +64,7 @@ def show_flow(
         here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
         shown = _layers_shown(rows)
         title = "log10 of gradient flow"
-        reach = charts.span(rows, "mean", "low", "high")
+        reach = span(rows, "mean", "low", "high")
         times = _chosen_times(rows)
         anchor = baseline if panel in of_theory else ""
         figures.append(
@@ -82,7 +82,7 @@ def show_flow(
                 panels=tuple(
                     Panel(
                         words,
-                        charts.flow_by_layer(
+                        curves.flow_by_layer(
                             at,
                             here,
                             title=title,
@@ -98,15 +98,15 @@ def show_flow(
                 is_aside=is_aside,
             )
         )
-        spread = charts.span(rows, "mean")
+        spread = span(rows, "mean")
         maps = [
-            Panel(name, charts.flow_map(rows[rows["arm"] == name], title=title, reach=spread))
+            Panel(name, curves.flow_map(rows[rows["arm"] == name], title=title, reach=spread))
             for name in here
         ]
         apart = differences[differences["panel"] == panel]
         words = f"{arm} / {baseline}"
         if not apart.empty:
-            maps.append(Panel(words, charts.difference_map(apart, title="log10 of the ratio")))
+            maps.append(Panel(words, curves.difference_map(apart, title="log10 of the ratio")))
         figures.append(
             Figure(
                 name=f"flow-map-{panel}-{depth}",
@@ -125,53 +125,6 @@ def show_flow(
             )
         )
     return Section("flow", "How much gradient reaches each layer?", "", tuple(figures))
-
-
-def show_course(results: Results, marks: Mapping[str, Mark]) -> Section:
-    """The ratio of gradient flow along training, architecture by architecture."""
-    courses = as_frame(list(follow_flow(results)))
-    if courses.empty:
-        return Section("course", "")
-    studies = tables.name_studies(courses)
-    courses = courses.assign(
-        panel=[
-            ", ".join(filter(None, (name, study)))
-            for name, study in zip(courses["architecture"], studies, strict=True)
-        ],
-        margin=results.plan.margin_gradient,
-    )
-    low = min(courses["low"].min(), courses["ratio"].min(), 1 / results.plan.margin_gradient)
-    high = max(courses["high"].max(), courses["ratio"].max(), results.plan.margin_gradient)
-    reach = [0.9 * low, 1.1 * high]
-    first = courses.iloc[0]
-    figure = Figure(
-        name="course",
-        title=f"Gradient flow: {first['arm']} / {first['baseline']} along training",
-        description=(
-            "Mean over layers, seeds and depths, each pair of equal seed. The band holds at all "
-            "times shown at once, at 95 % (Bonferroni). Shaded: ratios too close to 1 to matter."
-        ),
-        panels=tuple(
-            Panel(str(name), charts.course(rows, marks, title="ratio", reach=reach))
-            for name, rows in courses.groupby("panel", sort=False)
-        ),
-        columns=3,
-        table=Table(
-            ("network", "steps", "epochs", "pairs", "ratio", "simultaneous 95 % band"),
-            tuple(
-                (
-                    row["panel"],
-                    str(row["step"]),
-                    f"{row['epoch']:.3g}",
-                    str(row["pairs"]),
-                    ratio(row["ratio"]),
-                    interval(row["low"], row["high"], ratio),
-                )
-                for row in courses.to_dict("records")
-            ),
-        ),
-    )
-    return Section("course", "When do the orders differ in gradient flow?", "", (figure,))
 
 
 def _layers_shown(flow: pd.DataFrame) -> str:

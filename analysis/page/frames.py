@@ -32,7 +32,7 @@ from analysis.statistics.power import detectable_difference, pairs_needed, sd_up
 from harness.study.records import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from analysis.load import Results
 
@@ -79,7 +79,6 @@ def name_variants(trials: pd.DataFrame, *, by_rate: bool = True) -> pd.DataFrame
     is said where an arm was trained at several as part of the study, if `by_rate`.
     """
     names = [field.name for field in fields(Settings) if field.name not in _NO_VARIANT] + _RATES
-    within = [*STUDY, "stage", "architecture", "depth"]
     grouped = trials.assign(norm_groups=count_groups)
     told = find_told(grouped, names, [*STUDY, "stage", "architecture", "depth"])
     for rate in _RATES:
@@ -136,10 +135,11 @@ def name_studies(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def tabulate_trials(results: Results) -> pd.DataFrame:
+def tabulate_trials(results: Results, lost: Collection[str] = ()) -> pd.DataFrame:
     """One row per planned trial: its arm, its state, and in percent its accuracy if it has one.
 
-    `state` is 'done', 'diverged', 'failed' (it broke, and no attempt finished) or 'missing'.
+    `state` is 'done', 'diverged', 'failed' (it broke, and no attempt finished) or 'missing'. `lost`
+    are the trials that ran and did not train, whatever their state: `is_lost`.
     """
     outcomes = results.trials[
         [
@@ -151,6 +151,7 @@ def tabulate_trials(results: Results) -> pd.DataFrame:
     absent = np.where(trials["trial_id"].isin(results.failed["trial_id"]), "failed", "missing")
     trials["state"] = trials["status"].where(trials["status"].notna(), absent)
     trials["percent"] = 100 * trials["test_accuracy"]
+    trials["is_lost"] = trials["trial_id"].isin(lost) | (trials["state"] == "diverged")
     trials["recipe"] = trials["recipe"].where(trials["stage"] == "study", "tuning")
     return name_panels(name_variants(trials))
 
@@ -158,18 +159,22 @@ def tabulate_trials(results: Results) -> pd.DataFrame:
 def tabulate_accuracies(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per cell: mean, standard deviation and number of the trials that trained.
 
+    Trials that did not, `is_lost`, are in no mean: of two humps it would be in neither.
+
     Units:
         mean and sd in percent.
     """
     keys = ["panel", "depth", "arm"]
-    cells = trials.groupby(keys, sort=False).agg(
-        planned=("trial_id", "size"),
-        trained=("percent", "count"),
-        diverged=("state", lambda states: int((states == "diverged").sum())),
-        mean=("percent", "mean"),
-        sd=("percent", "std"),
+    cells = trials.assign(kept=trials["percent"].where(~trials["is_lost"])).groupby(
+        keys, sort=False
     )
-    return cells.reset_index()
+    return cells.agg(
+        planned=("trial_id", "size"),
+        ran=("state", lambda states: int(states.isin(["done", "diverged"]).sum())),
+        trained=("kept", "count"),
+        mean=("kept", "mean"),
+        sd=("kept", "std"),
+    ).reset_index()
 
 
 def read_flow(results: Results, trials: pd.DataFrame) -> pd.DataFrame:

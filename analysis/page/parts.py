@@ -126,6 +126,10 @@ class Page:
     """The networks that no verdict speaks of, each behind its study in words."""
     seen: tuple[SeenLook, ...] = ()
     """The looks at these results so far, this one among them."""
+    answer: tuple[str, ...] = ()
+    """What was found, in one sentence; behind it what belongs beside it."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """Name and value of what a reader asks first: data, networks, seeds, hardware."""
 
     @property
     def studies(self) -> Mapping[str, tuple[Card, ...]]:

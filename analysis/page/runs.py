@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.page import charts
+from analysis.judgement.studies import STUDY
+from analysis.page import charts, curves, theme
 from analysis.page import frames as tables
 from analysis.page.parts import Figure, Panel, Section, Table
 from analysis.page.theme import number
@@ -51,14 +52,27 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
         f" {edges} of {len(choices)} arms do best at the smallest or largest rate tried: a better "
         "one may lie beyond, and their comparison is fair only as far as the list reaches."
     )
+    compared = _compare_rates(trials, marks)
+    tuned = _draw_rates(
+        trials[trials["stage"] == "tuning"],
+        marks,
+        name="rates",
+        column="validation_accuracy",
+        description="Every seed of the tuning stage, and a line through the means of each arm. "
+        "▲: the arm does best at the edge of the rates tried.",
+        edges=_find_edges(choices),
+    )
     return Section(
         "tuning",
-        "Which recipe did each arm get?",
-        "At one common rate the order with the larger steps may win or lose by its steps alone. So "
-        "each arm was also trained at the recipe that scored best on validation images, with seeds "
-        "of its own that the study does not use. A run that diverged (✕) scores 0."
-        + (warning if edges else ""),
-        figures=_rate_figures(trials[trials["stage"] == "tuning"], choices, marks),
+        "Which recipe did each arm get?" if rows else "Does it depend on the learning rate?",
+        (
+            "At one common rate the order with the larger steps may win or lose by its steps alone. So "
+            "each arm was also trained at the recipe that scored best on validation images, with seeds "
+            "of its own that the study does not use. A run that diverged (✕) scores 0."
+            + (warning if edges else "")
+        )
+        * bool(rows),
+        figures=(*compared, *tuned),
         tables=(
             (
                 "The best recipe of each arm",
@@ -77,35 +91,58 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
     )
 
 
-def _rate_figures(
-    trials: pd.DataFrame, choices: pd.DataFrame, marks: Mapping[str, Mark]
+def _compare_rates(trials: pd.DataFrame, marks: Mapping[str, Mark]) -> tuple[Figure, ...]:
+    """Test accuracy against the rate, where the study itself trains an arm at several."""
+    study = tables.name_variants(trials[trials["stage"] == "study"], by_rate=False)
+    cells = study.groupby(["variant", *STUDY, "architecture", "depth", "arm"], sort=False)
+    return _draw_rates(
+        study[cells["lr"].transform("nunique") > 1],
+        marks,
+        name="rates-study",
+        column="test_accuracy",
+        description="Every seed of the study, and a line through the means of each arm.",
+    )
+
+
+def _find_edges(choices: pd.DataFrame) -> set[tuple[object, ...]]:
+    at_edge = choices.assign(study=tables.name_studies(choices))[choices["at_edge"].astype(bool)]
+    columns = ["study", "architecture", "variant", "depth", "arm", "lr"]
+    return set(at_edge[columns].itertuples(index=False, name=None))
+
+
+def _draw_rates(
+    trials: pd.DataFrame,
+    marks: Mapping[str, Mark],
+    *,
+    name: str,
+    column: str,
+    description: str,
+    edges: Collection[tuple[object, ...]] = (),
 ) -> tuple[Figure, ...]:
-    """Validation accuracy against the learning rate: every seed of every arm, cell by cell."""
-    scored = trials.assign(percent=100 * trials["validation_accuracy"])
+    """Accuracy against the learning rate: every seed of every arm, network by network."""
+    scored = trials.assign(percent=100 * trials[column])
     scored = scored[scored["percent"].notna()]
     if scored.empty or scored["lr"].nunique() < 2:
         return ()
-    key = ["study", "architecture", "depth"]
+    scored = tables.name_variants(scored, by_rate=False)
     scored = scored.assign(study=tables.name_studies(scored))
-    at_edge = choices.assign(study=tables.name_studies(choices))[choices["at_edge"].astype(bool)]
-    edges = set(at_edge[[*key, "arm", "lr"]].itertuples(index=False, name=None))
     panels = []
-    for cell, rows in scored.groupby(key, sort=False):
+    for cell, rows in scored.groupby(["study", "architecture", "variant", "depth"], sort=False):
         means = rows.groupby(["arm", "lr"], sort=False, as_index=False)["percent"].mean()
         means["edge"] = [
             "▲" if (*cell, arm, lr) in edges else ""
             for arm, lr in zip(means["arm"], means["lr"], strict=True)
         ]
-        study, architecture, depth = cell
+        study, architecture, variant, depth = cell
         here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
-        chart = charts.rates(rows, means, here, title="validation accuracy (%)")
-        panels.append(Panel(", ".join(filter(None, (f"{architecture}-{depth}", study))), chart))
+        chart = curves.rates(rows, means, here, title=theme.axis_title(column, unit="%"))
+        words = ", ".join(filter(None, (f"{architecture}-{depth}", variant, study)))
+        panels.append(Panel(words, chart))
     return (
         Figure(
-            name="rates",
+            name=name,
             title="Accuracy against the learning rate",
-            description="Every seed of the tuning stage, and a line through the means of each arm. "
-            "▲: the arm does best at the edge of the rates tried.",
+            description=description,
             panels=tuple(panels),
             columns=3,
             legend=tuple(dict.fromkeys(scored["arm"])),

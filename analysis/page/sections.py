@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from analysis.judgement.answers import answer_question
 from analysis.judgement.sentences import TOO_FEW
 from analysis.judgement.studies import frame_studies
 from analysis.page import charts, theme
@@ -20,16 +21,22 @@ from analysis.page.differences import (
     show_pairs,
     show_precision,
 )
-from analysis.page.flow import show_course, show_flow, show_mechanism
+from analysis.page.facts import describe_facts
+from analysis.page.fates import show_fates
+from analysis.page.flow import show_flow, show_mechanism
 from analysis.page.interactions import show_interactions
 from analysis.page.parts import Card, Page, Panel
 from analysis.page.practice import show_practice
 from analysis.page.runs import show_integrity, show_tuning
+from analysis.page.training import show_course, show_lengths, show_training
 from harness.study.records import FEWEST_PAIRS
 
 if TYPE_CHECKING:
+    from analysis.judgement.courses import CourseEffect, CurvePoint
     from analysis.judgement.effects import Effect
+    from analysis.judgement.fates import Fate
     from analysis.judgement.interactions import Interaction
+    from analysis.judgement.lengths import LengthEffect
     from analysis.judgement.networks import Network
     from analysis.judgement.practice import Practice
     from analysis.judgement.ranking import Rank
@@ -52,10 +59,15 @@ def build_page(
     practices: Sequence[Practice] = (),
     interactions: Sequence[Interaction] = (),
     networks: Sequence[Network] = (),
+    courses: Sequence[CourseEffect] = (),
+    points: Sequence[CurvePoint] = (),
+    lengths: Sequence[LengthEffect] = (),
+    fates: Sequence[Fate] = (),
     seen: Sequence[SeenLook] = (),
 ) -> Page:
     """Lay out what results, effects and verdicts say, and how often they were looked at."""
-    trials = tables.tabulate_trials(results)
+    lost = {trial for fate in fates for trial in fate.lost_trials}
+    trials = tables.tabulate_trials(results, lost)
     marks = theme.marks_of(dict.fromkeys(trials["arm"]))
     studied = trials[trials["stage"] == "study"]
     studies = tables.name_studies(frame_studies(verdicts))
@@ -67,19 +79,23 @@ def build_page(
         results = replace(results, warnings=(few, *results.warnings))
         cards = tuple(map(_shorten, cards))
     comparisons = compare(effects)
+    plan = results.plan
     sections = (
-        show_differences(comparisons, marks),
+        show_training(points, courses, marks, margin=plan.margin_accuracy),
+        show_lengths(lengths, marks),
+        show_tuning(results, trials, marks),
+        show_course(courses, marks, margin=plan.margin_gradient),
+        show_fates(fates),
+        show_differences(comparisons, marks, fates),
         show_pairs(studied, comparisons, marks),
         show_depths(comparisons, marks),
         show_ranks(ranks),
         show_interactions(interactions),
-        show_course(results, marks),
         show_flow(results, studied, comparisons, marks),
         show_mechanism(comparisons, cards, marks),
         show_practice(practices),
-        show_tuning(results, trials, marks),
         show_integrity(results, trials),
-        show_precision(comparisons, marks, alpha=results.plan.alpha),
+        show_precision(comparisons, marks, alpha=plan.alpha),
         show_robustness(verdicts, studies),
     )
     return Page(
@@ -89,6 +105,8 @@ def build_page(
         interactions=tuple(interactions),
         networks=tuple((names[network.identity_key], network) for network in networks),
         seen=tuple(seen),
+        answer=answer_question(verdicts, networks, lengths, is_complete=results.is_complete),
+        facts=describe_facts(results),
         cards=cards,
         marks=marks,
         counts={
@@ -130,7 +148,7 @@ def _card(verdict: Verdict, study: str, marks: Mapping[str, Mark]) -> Card:
         is_claimed=verdict.is_claimed,
         has_trials=verdict.has_trials,
         word=verdict.word,
-        icon=theme.WORDS[verdict.word][0],
+        icon=theme.ANSWERS[verdict.answer],
         answer=verdict.answer,
         meaning=verdict.grade,
         sentence=verdict.sentence,

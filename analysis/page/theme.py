@@ -81,14 +81,13 @@ STATUS: Mapping[str, Mark] = {
 }
 """How the states of a planned trial are drawn."""
 
-WORDS: Mapping[str, tuple[str, str]] = {
-    "supported": ("✓", "#00704f"),
-    "contradicted": ("✕", "#b03a00"),
-    "equivalent": ("≈", "#0063a0"),
-    "equivalent on average": ("≈", "#59636e"),
-    "inconclusive": ("?", "#59636e"),
+ANSWERS: Mapping[str, str] = {
+    "holds": "✓",
+    "fails": "✕",
+    "open": "?",
+    "no gain to explain": "\N{EN DASH}",
 }
-"""Word of a verdict -> its icon and its colour."""
+"""Answer to a claim -> its icon; its colour is set in the page's style."""
 
 
 def marks_of(placements: Iterable[str]) -> dict[str, Mark]:

@@ -70,9 +70,7 @@ def test_the_band_is_bonferronis_over_the_times_shown_and_paired_by_seed(results
         # An image of the 180 to validate on is 0.56 points: no spread can be told below rounding.
         rounding = (100 / 180) ** 2 / 6 if quantity == "accuracy" else 0.0
         error = math.sqrt(max(np.var(pairs, ddof=1), rounding) / len(pairs))
-        low, high = stats.t.interval(
-            1 - 0.05 / len(course), len(pairs) - 1, np.mean(pairs), error
-        )
+        low, high = stats.t.interval(1 - 0.05 / len(course), len(pairs) - 1, np.mean(pairs), error)
         numbers = (np.mean(pairs), low, high)
         if quantity == "gradient":
             numbers = tuple(10**number for number in numbers)

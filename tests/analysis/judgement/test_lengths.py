@@ -18,9 +18,7 @@ def speedy(trial):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return write(
-        tmp_path_factory.mktemp("lengths"), {"epochs": 2}, {"epochs": 6}, accuracy=speedy
-    )
+    return write(tmp_path_factory.mktemp("lengths"), {"epochs": 2}, {"epochs": 6}, accuracy=speedy)
 
 
 def test_a_difference_of_speed_is_there_at_first_and_gone_at_the_end(results):

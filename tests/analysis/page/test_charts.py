@@ -13,7 +13,7 @@ import vl_convert
 from analysis.judgement.effects import accuracy_effects, gradient_effects
 from analysis.judgement.verdicts import judge
 from analysis.load import load_results
-from analysis.page import charts, theme
+from analysis.page import charts, curves, theme
 from analysis.page.sections import build_page
 from tests.analysis.conftest import Study, write_study
 
@@ -153,7 +153,7 @@ def test_a_map_of_differences_is_symmetric_about_zero():
     flow = pd.DataFrame(
         {"layer_index": [0, 1], "epoch": [0.0, 0.0], "mean": [0.1, -0.4], "is_clear": [True, False]}
     )
-    scale = charts.difference_map(flow, title="dex").to_dict()["encoding"]["color"]["scale"]
+    scale = curves.difference_map(flow, title="dex").to_dict()["encoding"]["color"]["scale"]
     assert scale["domain"][0] == -scale["domain"][1]
     assert scale["domain"][1] >= 0.4
 

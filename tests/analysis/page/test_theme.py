@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pandas as pd
 import pytest
 
-from analysis.page import theme
+from analysis.page import drawing, theme
 from harness.study.records import GradientRow
 from harness.study.trials import PROGRAMS
 
@@ -77,8 +78,11 @@ def test_marks_and_words_stand_out_from_the_paper():
     for mark in theme.marks_of(PLACEMENTS).values():
         assert contrast(mark.colour, theme.PAPER) >= 3  # WCAG 1.4.11
         assert contrast(theme.DARK[mark.colour], theme.DARK[theme.PAPER]) >= 3
-    for _, colour in theme.WORDS.values():
-        assert contrast(colour, theme.PAPER) >= 4.5  # WCAG 1.4.3
+    style = drawing.read("page.css")
+    for answer in ("holds", "fails", "open"):
+        on_light, on_dark = re.findall(rf"--{answer}: (#\w{{6}})", style)
+        assert contrast(on_light, theme.PAPER) >= 4.5  # WCAG 1.4.3
+        assert contrast(on_dark, theme.DARK[theme.PAPER]) >= 4.5
 
 
 def test_axis_titles_carry_the_unit_of_the_column():

@@ -1,0 +1,237 @@
+"""Draw what happens along training, and over layers. Nothing is computed here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import altair as alt
+
+from analysis.page import theme
+from analysis.page.encodings import colour, layer, margin_band, marked, shape, span
+from analysis.page.theme import INK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+    from analysis.page.theme import Mark
+
+_MAPPED = ("layer_index", "epoch", "mean", "is_clear")
+_EPOCH = "format(datum.value, datum.value < 10 ? '.2~g' : ',.0f')"
+"""How a number of epochs is written: 0.013, 300."""
+
+
+def learning(
+    points: pd.DataFrame, marks: Mapping[str, Mark], *, title: str, reach: Sequence[float]
+) -> alt.LayerChart:
+    """Accuracy by epoch, a line per arm with its band.
+
+    Shapes:
+        points: one row per arm and epoch: `epoch`, `arm`, `mean`, `low`, `high`.
+    Units:
+        mean, low, high and reach in percent; the domain of all panels is `reach`.
+    """
+    data = alt.Chart(theme.inline(points, "epoch", "arm", "mean", "low", "high"))
+    x = alt.X("epoch:Q").title("epoch").axis(grid=False, tickMinStep=1, format="d")
+    scale = alt.Scale(domain=list(reach), nice=False)
+    known = alt.Chart(
+        theme.inline(points.dropna(subset=["low", "high"]), "epoch", "arm", "low", "high")
+    )
+    return layer(
+        known.mark_area(opacity=0.18, clip=True).encode(
+            x, alt.Y("low:Q", scale=scale), colour(marks), y2=alt.Y2("high:Q")
+        ),
+        data.mark_line(strokeWidth=1.5).encode(
+            x, alt.Y("mean:Q", scale=scale, title=title), colour(marks)
+        ),
+        data.mark_point(filled=True, size=24, opacity=1).encode(
+            x,
+            alt.Y("mean:Q", scale=scale),
+            *marked(marks),
+            tooltip=[
+                alt.Tooltip("arm:N"),
+                alt.Tooltip("epoch:Q"),
+                alt.Tooltip("mean:Q", format=".2f"),
+            ],
+        ),
+    ).properties(width="container", height=190)
+
+
+def course(
+    times: pd.DataFrame,
+    marks: Mapping[str, Mark],
+    *,
+    title: str,
+    reach: Sequence[float],
+    is_ratio: bool = False,
+) -> alt.LayerChart:
+    """One order beside the other along training, with the band, time on a log scale.
+
+    Shapes:
+        times: one row per time: `step` and `epoch`, `arm`, `estimate`, `low`, `high`, `margin`.
+    Units:
+        ratios where `is_ratio`, else differences; reach: what all panels of this chart reach.
+    """
+    shown = times.assign(time=times["step"] + 1 if is_ratio else times["epoch"])
+    columns = ("time", "epoch", "arm", "estimate", "low", "high")
+    data = alt.Chart(theme.inline(shown, *columns))
+    known = alt.Chart(theme.inline(shown.dropna(subset=["low", "high"]), *columns))
+    x = alt.X("time:Q").title("steps + 1" if is_ratio else "epoch")
+    x = x.scale(type="log", nice=False).axis(grid=False, format="~s", labelOverlap="greedy")
+    scale = alt.Scale(type="log" if is_ratio else "linear", domain=list(reach), nice=False)
+    y = alt.Y("estimate:Q", scale=scale, title=title).axis(format="~g", tickCount=5)
+    return layer(
+        *margin_band(shown, upright=True, is_ratio=is_ratio),
+        known.mark_area(opacity=0.18).encode(
+            x, alt.Y("low:Q", scale=scale), colour(marks, legend=None), y2=alt.Y2("high:Q")
+        ),
+        data.mark_line(strokeWidth=1.5).encode(x, y, colour(marks, legend=None)),
+        data.mark_point(filled=True, size=40, opacity=1).encode(
+            x,
+            y,
+            *marked(marks, legend=None),
+            tooltip=[
+                alt.Tooltip("epoch:Q", format=".3~g"),
+                alt.Tooltip("estimate:Q", title="ratio" if is_ratio else "points", format="~g"),
+            ],
+        ),
+    ).properties(width="container", height=200)
+
+
+def fates(cells: pd.DataFrame, *, title: str) -> alt.LayerChart:
+    """Which runs did not train: a tile per arm and place, darker the larger their share.
+
+    Shapes:
+        cells: one row per tile: `place` (as text, in order), `arm`, `share`, `words`.
+    """
+    x = alt.X("place:O").title(title).sort(list(dict.fromkeys(cells["place"])))
+    y = alt.Y("arm:N").sort(list(dict.fromkeys(cells["arm"]))).title(None)
+    x = x.axis(ticks=False, domain=False, orient="top")
+    y = y.axis(ticks=False, domain=False, labelColor=INK)
+    base = alt.Chart(theme.inline(cells, "place", "arm", "share", "words"))
+    depth = alt.Opacity("share:Q").scale(domain=[0, 1], range=[0.06, 0.75]).legend(None)
+    tip = [alt.Tooltip("arm:N"), alt.Tooltip("place:O", title=title), alt.Tooltip("words:N")]
+    return layer(
+        base.mark_rect(color=theme.STATUS["diverged"].colour, cornerRadius=3).encode(
+            x, y, opacity=depth, tooltip=tip
+        ),
+        base.mark_text(color=INK, fontSize=12).encode(x, y, text="words:N"),
+    ).properties(width="container", height=26 * len(cells["arm"].unique()))
+
+
+def rates(
+    trials: pd.DataFrame, means: pd.DataFrame, marks: Mapping[str, Mark], *, title: str
+) -> alt.LayerChart:
+    """Accuracy against the learning rate, every seed, a line through the means of each arm.
+
+    Shapes:
+        trials: one row per trial: `lr`, `arm`, `percent`; means: one row per rate and arm, with
+        `edge`, "▲" where the arm does best at the edge of what was tried.
+    """
+    x = alt.X("lr:Q").title("learning rate").scale(type="log", nice=False, padding=12)
+    x = x.axis(grid=False, format="~g", values=sorted(trials["lr"].unique().tolist()))
+    y = alt.Y("percent:Q", title=title).scale(zero=False)
+    points = alt.Chart(theme.inline(trials, "lr", "arm", "percent"))
+    lines = alt.Chart(theme.inline(means, "lr", "arm", "percent", "edge"))
+    return layer(
+        points.mark_point(filled=True, size=25, opacity=0.5).encode(
+            x, y, colour(marks, legend=None), shape(marks, legend=None)
+        ),
+        lines.mark_line(strokeWidth=1.5).encode(x, y, colour(marks, legend=None)),
+        lines.mark_text(dy=-10, color=INK).encode(x, y, text="edge:N"),
+    ).properties(width="container", height=200)
+
+
+def flow_by_layer(
+    flow: pd.DataFrame,
+    marks: Mapping[str, Mark],
+    *,
+    title: str,
+    reach: Sequence[float],
+    theory: pd.DataFrame | None = None,
+) -> alt.LayerChart:
+    """Gradient flow by layer at one time: a line per arm, its 95 % interval shaded.
+
+    Shapes:
+        flow: one row per (arm, layer): `arm`, `layer_index`, `mean`, `low`, `high`.
+        theory: one row per layer: `layer_index`, `mean`; drawn dashed.
+    Units:
+        mean, low, high and reach in log10.
+    """
+    x = alt.X("layer_index:Q").title("layer, from the input").axis(tickMinStep=1, format="d")
+    scale = alt.Scale(domain=list(reach), nice=True)
+    base = alt.Chart(theme.inline(flow, "arm", "layer_index", "mean", "low", "high", digits=3))
+    layers: list[alt.Chart] = [
+        base.mark_area(opacity=0.18).encode(
+            x, alt.Y("low:Q", scale=scale), colour(marks), y2=alt.Y2("high:Q")
+        ),
+        base.mark_line(strokeWidth=1.5).encode(
+            x, alt.Y("mean:Q", scale=scale, title=title), colour(marks)
+        ),
+        base.mark_point(filled=True, size=28, opacity=1).encode(
+            x,
+            alt.Y("mean:Q", scale=scale),
+            *marked(marks),
+            tooltip=[
+                alt.Tooltip("arm:N"),
+                alt.Tooltip("layer_index:Q", title="layer"),
+                alt.Tooltip("mean:Q", format=".2f"),
+            ],
+        ),
+    ]
+    if theory is not None:
+        layers.append(
+            alt.Chart(theme.inline(theory, "layer_index", "mean", digits=3))
+            .mark_line(color=INK, strokeWidth=1.5, strokeDash=[5, 4], clip=True)
+            .encode(x, alt.Y("mean:Q", scale=scale))
+        )
+    return layer(*layers).properties(width="container", height=220)
+
+
+def flow_map(flow: pd.DataFrame, *, title: str, reach: Sequence[float]) -> alt.Chart:
+    """Gradient flow of one arm, layer by time, on a scale that its neighbours share.
+
+    Shapes:
+        flow: one row per (layer, time): `layer_index`, `epoch`, `mean`.
+    """
+    return _map(flow, alt.Scale(scheme="viridis", domain=list(reach)), title=title)
+
+
+def difference_map(flow: pd.DataFrame, *, title: str) -> alt.Chart:
+    """Difference of gradient flow between two arms, layer by time, on a symmetric scale.
+
+    Shapes:
+        flow: one row per (layer, time): `layer_index`, `epoch`, `mean`, and `is_clear`: false
+        where the difference may be chance, which is drawn pale.
+    """
+    reach = max(abs(bound) for bound in span(flow, "mean"))
+    scale = alt.Scale(scheme="blueorange", domain=[-reach, reach])
+    clear = alt.when("datum.is_clear").then(alt.value(1)).otherwise(alt.value(0.3))
+    return _map(flow, scale, title=title).encode(opacity=clear)
+
+
+def _map(flow: pd.DataFrame, scale: alt.Scale, *, title: str) -> alt.Chart:
+    legend = alt.Legend(
+        type="gradient", gradientLength=150, gradientThickness=10, titleLimit=320, format="~g"
+    )
+    return (
+        alt.Chart(theme.inline(flow, *(name for name in _MAPPED if name in flow), digits=3))
+        .mark_rect()
+        .encode(
+            alt.X("epoch:O")
+            .title("epochs trained")
+            .axis(ticks=False, labelExpr=_EPOCH, labelOverlap="greedy", labelSeparation=8),
+            alt.Y("layer_index:O")
+            .sort("descending")
+            .title("layer, from the input")
+            .axis(ticks=False, labelOverlap="greedy"),
+            alt.Color("mean:Q", scale=scale, title=title).legend(legend),
+            tooltip=[
+                alt.Tooltip("layer_index:O", title="layer"),
+                alt.Tooltip("epoch:O"),
+                alt.Tooltip("mean:Q", format=".3f"),
+            ],
+        )
+        .properties(width="container", height=220)
+    )

@@ -1,0 +1,83 @@
+"""What charts share: scales, axes, marks, and the region too small to matter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import altair as alt
+
+from analysis.page import theme
+from analysis.page.theme import MUTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import pandas as pd
+
+    from analysis.page.theme import Mark
+
+_RATIOS = (1e-3, 0.01, 0.1, 0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 100, 1e3, 1e4, 1e6)
+"""Where an axis of ratios is labelled."""
+
+
+def layer(*layers: alt.Chart) -> alt.LayerChart:
+    return alt.LayerChart(layer=list(layers))
+
+
+def scale_of(effects: pd.DataFrame, *, is_ratio: bool) -> alt.Scale:
+    around = both(effects["margin"], is_ratio=is_ratio)
+    if not is_ratio:
+        return alt.Scale(domain=span(effects, "estimate", "low", "high", around=around))
+    values = [*around, *(v for name in ("estimate", "low", "high") for v in effects[name])]
+    finite = [value for value in values if math.isfinite(value)]
+    return alt.Scale(type="log", nice=False, domain=[0.95 * min(finite), 1.05 * max(finite)])
+
+
+def axis_of(*, is_ratio: bool, grid: bool = True) -> alt.Axis:
+    values = alt.Undefined if not is_ratio else list(_RATIOS)
+    return alt.Axis(
+        values=values, format="~g" if is_ratio else alt.Undefined, grid=grid, labelOverlap="greedy"
+    )
+
+
+def margin_band(
+    effects: pd.DataFrame, *, upright: bool = False, is_ratio: bool = False
+) -> tuple[alt.Chart, alt.Chart]:
+    """The differences too small to matter, and no difference in their middle."""
+    low, high = both(effects["margin"], is_ratio=is_ratio)
+    zero = 1 if is_ratio else 0
+    empty = alt.Chart(alt.InlineData(values=[{}]))
+    band = empty.mark_rect(color=theme.BAND, clip=True)
+    rule = empty.mark_rule(color=MUTED, strokeDash=[2, 3])
+    if upright:
+        return band.encode(alt.YDatum(low), alt.Y2Datum(high)), rule.encode(alt.YDatum(zero))
+    return band.encode(alt.XDatum(low), alt.X2Datum(high)), rule.encode(alt.XDatum(zero))
+
+
+def span(frame: pd.DataFrame, *columns: str, around: Iterable[float] = ()) -> list[float]:
+    """The smallest and the largest finite value of some columns and of `around`, with room."""
+    values = [*around, *(value for column in columns for value in frame[column])]
+    finite = [float(value) for value in values if math.isfinite(value)] or [0.0]
+    room = 0.05 * (max(finite) - min(finite)) or 0.5
+    return [min(finite) - room, max(finite) + room]
+
+
+def both(margins: pd.Series, *, is_ratio: bool = False) -> tuple[float, float]:
+    margin = float(margins.max())
+    return (1 / margin, margin) if is_ratio else (-margin, margin)
+
+
+def colour(marks: Mapping[str, Mark], **options: None) -> alt.Color:
+    # Not alt.Color(...).scale(...): Altair reads a signature at every such step, in milliseconds.
+    scale = alt.Scale(domain=list(marks), range=[mark.colour for mark in marks.values()])
+    return alt.Color("arm:N", scale=scale, title=None, **options)
+
+
+def shape(marks: Mapping[str, Mark], **options: None) -> alt.Shape:
+    scale = alt.Scale(domain=list(marks), range=[mark.shape for mark in marks.values()])
+    return alt.Shape("arm:N", scale=scale, title=None, **options)
+
+
+def marked(marks: Mapping[str, Mark], **options: None) -> tuple[alt.Color, alt.Shape]:
+    return colour(marks, **options), shape(marks, **options)

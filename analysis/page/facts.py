@@ -1,0 +1,98 @@
+"""What a reader asks of a study first: on what data, with which networks, how often, on what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis.judgement.studies import name_dataset, name_value
+from harness.study.facts import facts_of
+from harness.study.wording import format_count, format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import pandas as pd
+
+    from analysis.load import Results
+
+_MOST_DEVICES = 2
+
+
+def describe_facts(results: Results) -> tuple[tuple[str, str], ...]:
+    """Names and values for the first screen, as planned; of what has run, the hardware and time."""
+    planned = results.planned
+    study = planned[planned["stage"] == "study"]
+    planned = study if len(study) else planned
+    return (
+        ("data", "; ".join(_name_data(planned))),
+        ("networks", "; ".join(_name_networks(planned))),
+        ("arms", ", ".join(planned["placement"].unique())),
+        ("seeds", _count_seeds(planned)),
+        ("training", _describe_training(planned)),
+        ("norm, activation, optimizer", "; ".join(_name_ingredients(planned))),
+        ("hardware", _name_hardware(results.trials)),
+    )
+
+
+def _name_data(planned: pd.DataFrame) -> Iterator[str]:
+    for dataset, rows in planned.groupby("dataset", sort=False):
+        facts = facts_of(str(dataset))
+        used = sorted(rows["train_images"].unique().tolist())
+        if facts.is_assumed:
+            size = "" if used == [0] else f", {_list(f'{n:,}' for n in used if n)} training images"
+        else:
+            whole = f"{facts.train_images:,}"
+            parts = [f"{n:,} of {whole}" if 0 < n < facts.train_images else whole for n in used]
+            size = f", {_list(dict.fromkeys(parts))} training images, {facts.test_images:,} to test"
+        yield f"{name_dataset(str(dataset))}{size}"
+
+
+def _name_networks(planned: pd.DataFrame) -> Iterator[str]:
+    """Architectures of the same depths and widths together."""
+    sizes: dict[tuple[str, str], list[str]] = {}
+    for architecture, rows in planned.groupby("architecture", sort=False):
+        depths = _list(str(depth) for depth in sorted(rows["depth"].unique()))
+        widths = _list(f"{width:g}" for width in sorted(rows["width_factor"].unique()))
+        sizes.setdefault((depths, widths), []).append(str(architecture))
+    for (depths, widths), names in sizes.items():
+        width = "" if widths == "1" else f", width {widths}"
+        yield f"{_list(names)} of depth {depths}{width}"
+
+
+def _count_seeds(planned: pd.DataFrame) -> str:
+    keys = ["dataset", "architecture", "depth", "placement", "flow", "epochs"]
+    counts = sorted(planned.groupby(keys)["seed"].nunique().unique().tolist())
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _describe_training(planned: pd.DataFrame) -> str:
+    parts = []
+    for name, words in (("epochs", "{} epochs"), ("batch_size", "batches of {}")):
+        values = sorted(planned[name].unique().tolist())
+        parts.append(words.format(_list(str(value) for value in values)))
+    rates = sorted(planned["lr"].unique().tolist())
+    told = _list(f"{rate:g}" for rate in rates)
+    parts.append(f"learning rate {told}" if len(rates) <= 3 else f"{len(rates)} learning rates")
+    return ", ".join(parts).replace("1 epochs", "1 epoch") if parts else ""
+
+
+def _name_ingredients(planned: pd.DataFrame) -> Iterator[str]:
+    names = ["norm", "activation", "optimizer"]
+    for values in planned[names].drop_duplicates().itertuples(index=False, name=None):
+        yield ", ".join(name_value(name, value) for name, value in zip(names, values, strict=True))
+
+
+def _name_hardware(trials: pd.DataFrame) -> str:
+    if trials.empty:
+        return "nothing has run yet"
+    devices = trials["device"].value_counts()
+    names = [name or "unnamed device" for name in devices.index]
+    told = _list(names[:_MOST_DEVICES])
+    if len(names) > _MOST_DEVICES:
+        told += f" and {format_count(len(names) - _MOST_DEVICES, 'other kind')}"
+    return f"{told}, {format_duration(float(trials['wall_time'].sum()))} of training"
+
+
+def _list(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
