@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice, pairwise
 from threading import Lock
@@ -35,7 +36,7 @@ from harness.study.records import (
 from harness.study.wording import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -216,12 +217,24 @@ def _read_sifted(
     return _to_frame(pa.concat_tables(joined))
 
 
+_PLANNED_WORDS: Mapping[str, str] = {
+    "margin_accuracy": "the margin of accuracy",
+    "margin_gradient": "the margin of gradient flow",
+    "margin_risk": "the margin of the risk of not training",
+    "alpha": "the error rate",
+    "gradient_column": "the measure of gradient flow",
+    "control": "the control",
+    "looks": "the looks",
+}
+"""What the grid fixes ahead, as readers say it."""
+
+
 def _find_changed_plans(plans: Sequence[Plan]) -> Iterable[str]:
     """Was a margin, or anything else of the analysis, changed once there were results to see?"""
     for earlier, later in pairwise(plans):
         before, after = asdict(earlier.analysis), asdict(later.analysis)
         changes = [
-            f"{name} from {before[name]} to {after[name]}"
+            f"{_PLANNED_WORDS[name]} from {before[name]} to {after[name]}"
             for name in after
             if name != "grid" and before[name] != after[name]
         ]
@@ -361,7 +374,11 @@ def _find_mixtures(trials: pd.DataFrame, *, allow_mixed: bool) -> list[str]:
             counts = rows[name].value_counts()
             if len(counts) < 2:
                 continue
-            shares = ", ".join(f"{value or '(none)'}: {count}" for value, count in counts.items())
+            is_digest = name == "code_digest"  # which tells a reader nothing
+            shares = ", ".join(
+                f"{f'version {number}' if is_digest else value or '(none)'}: {count}"
+                for number, (value, count) in enumerate(counts.items(), start=1)
+            )
             message = f"{where}: trials of {len(counts)} {what} would be compared ({shares})"
             if name != "device_kind" and not allow_mixed:
                 raise StoreError(f"{message}; --allow-mixed compares them all the same")

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from harness.study.wording import format_count
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -41,7 +39,7 @@ def answer_question(
         return tuple(_answer_without_claims(networks, is_complete=is_complete))
     first, *others = studies.values()
     lead = "" if is_complete else "So far, "
-    told = lead + "; ".join(_answer_claim(verdict) for verdict in first) + "."
+    told = lead + "; ".join(_answer_claim(v, is_first=v is first[0]) for v in first) + "."
     return (
         told[:1].upper() + told[1:],
         *_count_others(others),
@@ -49,41 +47,50 @@ def answer_question(
     )
 
 
-def _answer_claim(verdict: Verdict) -> str:
+def _answer_claim(verdict: Verdict, *, is_first: bool) -> str:
     where, effect = _WHERE[verdict.claim], verdict.headline
     if effect is None or not math.isfinite(effect.estimate):
         return f"{where} nothing can be said yet"
-    return f"{where} {_side(verdict)} ({_quote(effect, verdict.word)})"
+    side = _find_side(verdict).format(norm=verdict.norm_name, activation=verdict.activation_name)
+    return f"{where} {side} ({_quote(effect, verdict.word, is_first=is_first)})"
 
 
-def _side(verdict: Verdict) -> str:
-    """Which order is better, in words that may stand behind where."""
-    effect = verdict.headline
-    assert effect is not None, "a side is that of an effect"
-    side = "after" if effect.estimate > 0 else "before"
-    match verdict.word:
-        case "supported":  # C1: after is best
-            return f"{verdict.norm_name} is better after {verdict.activation_name}"
-        case "contradicted" if verdict.claim == "C1" and side == "after":
-            return f"neither order is best: no {verdict.norm_name} does better"
-        case "contradicted":
-            return f"{verdict.norm_name} is better {side} {verdict.activation_name}"
-        case "equivalent":
-            return "the order makes no difference that matters"
-        case "equivalent on average":
-            return "the order makes no difference that matters on average, though it may in some"
-    if verdict.claim == "C1":
-        return "it is open which order is better"
-    return "it is open whether the order matters"
+_SIDES = {
+    "after": "{norm} is better after {activation}",
+    "before": "{norm} is better before {activation}",
+    "neither": "neither order is best",
+    "equal": "the order makes no difference that matters",
+    "equal on average": "the order makes no difference that matters on average, and in single networks "
+    "that is open",
+    "C1": "it is open which order is better",
+    "C3": "it is open whether the order matters",
+}
+"""What can be found, in words that stand behind where; by claim what is said where it is open."""
 
 
-def _quote(effect: Effect, word: str) -> str:
-    """The difference with the interval that the word rests on."""
+def _find_side(verdict: Verdict) -> str:
+    assert verdict.headline is not None, "a side is that of an effect"
+    side = "after" if verdict.headline.estimate > 0 else "before"
+    # C1 asks for more than a side: the order that does better must beat no norm at all.
+    is_beaten = verdict.claim == "C1" and side == "after"
+    words = {
+        "supported": side,
+        "contradicted": "neither" if is_beaten else side,
+        "equivalent": "equal",
+        "equivalent on average": "equal on average",
+    }
+    return _SIDES[words.get(verdict.word, verdict.claim)]
+
+
+def _quote(effect: Effect, word: str, *, is_first: bool) -> str:
+    """The difference with the interval that the word rests on; the first says what it is."""
     is_equal = word.startswith("equivalent")
     low, high = (effect.low90, effect.high90) if is_equal else (effect.low, effect.high)
     ends = f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else ""
     within = f", within \N{PLUS-MINUS SIGN}{effect.margin:g}" if is_equal else ""
-    return f"after minus before: {effect.estimate:+.2f} points of test accuracy{ends}{within}"
+    what = "after minus before: " if is_first else ""
+    of = " of test accuracy" if is_first else ""
+    return f"{what}{effect.estimate:+.2f} points{of}{ends}{within}"
 
 
 def _count_others(others: Sequence[Sequence[Verdict]]) -> Iterator[str]:
@@ -94,25 +101,23 @@ def _count_others(others: Sequence[Sequence[Verdict]]) -> Iterator[str]:
     for claim, where in _WHERE.items():
         sides: dict[str, int] = {}
         for verdict in (v for study in others for v in study if v.claim == claim):
-            is_known = verdict.headline is not None and math.isfinite(verdict.headline.estimate)
-            side = _plain_side(verdict) if is_known else "nothing to say yet"
+            side = _name_side(verdict)
             sides[side] = sides.get(side, 0) + 1
         if sides:
             parts.append(f"{where} " + ", ".join(f"{side} in {n}" for side, n in sides.items()))
-    studies = format_count(len(others), "other study").replace("studys", "studies")
-    yield f"The same question in {studies} of this grid: {'; '.join(parts)}."
+    many = f"{len(others)} other studies" if len(others) > 1 else "the other study"
+    yield f"The same question in {many} of this grid: {'; '.join(parts)}."
 
 
-def _plain_side(verdict: Verdict) -> str:
-    """The side without the names of norm and activation, which differ from study to study."""
+def _name_side(verdict: Verdict) -> str:
+    """The side in a word or two: norm and activation differ from study to study."""
     effect = verdict.headline
-    if verdict.word.startswith("equivalent"):
-        return "no difference that matters"
-    if verdict.word == "inconclusive" or effect is None:
-        return "open"
-    if verdict.word == "contradicted" and verdict.claim == "C1" and effect.estimate > 0:
-        return "neither order best"
-    return "after better" if effect.estimate > 0 else "before better"
+    if effect is None or not math.isfinite(effect.estimate):
+        return "nothing to say yet"
+    side = _find_side(verdict)
+    names = {"after": "after better", "before": "before better", "neither": "neither order best"}
+    names |= {"equal": "no difference that matters", "equal on average": "none on average"}
+    return next((name for key, name in names.items() if _SIDES[key] == side), "open")
 
 
 def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:

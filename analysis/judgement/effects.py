@@ -58,7 +58,7 @@ GRAFTS = (
 _FEWEST_FOR_OUTLIER = 5
 _FAR_OUT = 3.5
 
-UNITS = {"accuracy": "percentage points", "gradient": "dex"}
+UNITS = {"accuracy": "percentage points", "gradient": "log10 of the ratio"}
 GROUPS = {"skip-free CNNs": SKIP_FREE, "residual networks": RESIDUAL}
 
 
@@ -68,7 +68,7 @@ class Effect(Study):
 
     Units:
         `unit` is that of estimate, interval bounds, sd, se, margin and differences: percentage
-        points of test accuracy, or dex (log10 units) of gradient flow, per doubling of depth
+        points of test accuracy, or log10 of the ratio of gradient flow, per doubling of depth
         where `kind` is "trend". A number that does not exist is NaN.
     """
 
@@ -77,7 +77,7 @@ class Effect(Study):
     window: str
     """When flow was measured: a key of `WINDOWS`; empty of accuracy."""
     unit: str
-    """"percentage points", "dex", or either "per doubling"."""
+    """"percentage points", "log10 of the ratio", or either "per doubling"."""
     kind: str
     """"cell", "pooled" (mean over cells), "interaction" (plain minus residual), "trend"."""
     label: str

@@ -358,9 +358,9 @@ def _describe_untrained(one: Comparison) -> str:
         return ""
     low, high = one.risk_interval(0.95)
     return (
-        f"; {format_count(int(one.risk.arm_only), 'pair')} in which only "
-        f"{one.arm} did not train and {int(one.risk.baseline_only)} in which only {one.baseline} "
-        f"did not, a risk difference of {100 * float(one.risk.estimate):+.0f} points "
+        f"; of {format_count(int(one.risk.pairs), 'pair')} {one.arm} alone failed to train in "
+        f"{int(one.risk.arm_only)} and {one.baseline} alone in {int(one.risk.baseline_only)}, a "
+        f"difference in risk of {100 * float(one.risk.estimate):+.0f} points "
         f"[{100 * float(low):+.0f}, {100 * float(high):+.0f}]"
     )
 

@@ -278,13 +278,15 @@ def mechanism(
     """Does a pair that gained more gradient flow gain more accuracy? One point per pair.
 
     Shapes:
-        pairs: one row per pair: `flow`, `accuracy`, `depth`, `seed`, `arm`.
+        pairs: one row per pair: `flow` (a ratio), `accuracy`, `depth`, `seed`, `arm`.
     """
-    x = alt.X("flow:Q").scale(domain=span(pairs, "flow", around=[0]), nice=True).title(x_title)
+    ends = [float(pairs["flow"].min()), 1.0, float(pairs["flow"].max())]
+    x = alt.X("flow:Q").scale(type="log", domain=[0.95 * min(ends), 1.05 * max(ends)], nice=False)
+    x = x.title(x_title).axis(axis_of(is_ratio=True))
     y = alt.Y("accuracy:Q").scale(domain=span(pairs, "accuracy", around=[0]), nice=True)
     zero = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color=MUTED, strokeDash=[2, 3])
     return layer(
-        zero.encode(x=alt.XDatum(0)),
+        zero.encode(x=alt.XDatum(1)),
         zero.encode(y=alt.YDatum(0)),
         alt.Chart(theme.inline(pairs, "flow", "accuracy", "depth", "seed", "arm"))
         .mark_point(filled=True, opacity=0.8)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import altair as alt
 
 from analysis.page import theme
-from analysis.page.encodings import colour, layer, margin_band, marked, shape, span
+from analysis.page.encodings import colour, layer, margin_band, marked, shape
 from analysis.page.theme import INK
 
 if TYPE_CHECKING:
@@ -78,9 +78,12 @@ def course(
     data = alt.Chart(theme.inline(shown, *columns))
     known = alt.Chart(theme.inline(shown.dropna(subset=["low", "high"]), *columns))
     x = alt.X("time:Q").title("steps + 1" if is_ratio else "epoch")
-    x = x.scale(type="log", nice=False).axis(grid=False, format="~s", labelOverlap="greedy")
+    ticks = [n * 10**power for power in range(9) for n in (1, 2, 5)]
+    axis = alt.Axis(grid=False, format="~s", values=ticks, labelOverlap="greedy")
+    x = x.scale(type="log", nice=False).axis(axis)
     scale = alt.Scale(type="log" if is_ratio else "linear", domain=list(reach), nice=False)
-    y = alt.Y("estimate:Q", scale=scale, title=title).axis(format="~g", tickCount=5)
+    y = alt.Y("estimate:Q", scale=scale, title=title)
+    y = y.axis(tickCount=5, **({"format": "~g"} if is_ratio else {}))
     return layer(
         *margin_band(shown, upright=True, is_ratio=is_ratio),
         known.mark_area(opacity=0.18).encode(
@@ -157,17 +160,18 @@ def flow_by_layer(
         flow: one row per (arm, layer): `arm`, `layer_index`, `mean`, `low`, `high`.
         theory: one row per layer: `layer_index`, `mean`; drawn dashed.
     Units:
-        mean, low, high and reach in log10.
+        mean, low, high and reach as measured; the scale is logarithmic.
     """
     x = alt.X("layer_index:Q").title("layer, from the input").axis(tickMinStep=1, format="d")
-    scale = alt.Scale(domain=list(reach), nice=True)
+    scale = alt.Scale(type="log", domain=list(reach), nice=False)
     base = alt.Chart(theme.inline(flow, "arm", "layer_index", "mean", "low", "high", digits=3))
+    axis = alt.Axis(format="~g", tickCount=4)
     layers: list[alt.Chart] = [
         base.mark_area(opacity=0.18).encode(
             x, alt.Y("low:Q", scale=scale), colour(marks), y2=alt.Y2("high:Q")
         ),
         base.mark_line(strokeWidth=1.5).encode(
-            x, alt.Y("mean:Q", scale=scale, title=title), colour(marks)
+            x, alt.Y("mean:Q", scale=scale, title=title).axis(axis), colour(marks)
         ),
         base.mark_point(filled=True, size=28, opacity=1).encode(
             x,
@@ -176,7 +180,7 @@ def flow_by_layer(
             tooltip=[
                 alt.Tooltip("arm:N"),
                 alt.Tooltip("layer_index:Q", title="layer"),
-                alt.Tooltip("mean:Q", format=".2f"),
+                alt.Tooltip("mean:Q", format=".3~g"),
             ],
         ),
     ]
@@ -195,18 +199,18 @@ def flow_map(flow: pd.DataFrame, *, title: str, reach: Sequence[float]) -> alt.C
     Shapes:
         flow: one row per (layer, time): `layer_index`, `epoch`, `mean`.
     """
-    return _map(flow, alt.Scale(scheme="viridis", domain=list(reach)), title=title)
+    return _map(flow, alt.Scale(type="log", scheme="viridis", domain=list(reach)), title=title)
 
 
 def difference_map(flow: pd.DataFrame, *, title: str) -> alt.Chart:
-    """Difference of gradient flow between two arms, layer by time, on a symmetric scale.
+    """Ratio of gradient flow between two arms, layer by time, on a scale symmetric about 1.
 
     Shapes:
         flow: one row per (layer, time): `layer_index`, `epoch`, `mean`, and `is_clear`: false
-        where the difference may be chance, which is drawn pale.
+        where the ratio may be 1 by chance, which is drawn pale.
     """
-    reach = max(abs(bound) for bound in span(flow, "mean"))
-    scale = alt.Scale(scheme="blueorange", domain=[-reach, reach])
+    reach = max(max(end, 1 / end) for end in flow["mean"])
+    scale = alt.Scale(type="log", scheme="blueorange", domain=[1 / reach, reach])
     clear = alt.when("datum.is_clear").then(alt.value(1)).otherwise(alt.value(0.3))
     return _map(flow, scale, title=title).encode(opacity=clear)
 
@@ -230,7 +234,7 @@ def _map(flow: pd.DataFrame, scale: alt.Scale, *, title: str) -> alt.Chart:
             tooltip=[
                 alt.Tooltip("layer_index:O", title="layer"),
                 alt.Tooltip("epoch:O"),
-                alt.Tooltip("mean:Q", format=".3f"),
+                alt.Tooltip("mean:Q", format=".3~g"),
             ],
         )
         .properties(width="container", height=220)

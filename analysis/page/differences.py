@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.judgement.effects import GRAFTS, GROUPS
 from analysis.judgement.outcomes import WINDOWS
 from analysis.page import charts, theme
 from analysis.page import frames as tables
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from analysis.judgement.effects import Effect
     from analysis.judgement.fates import Fate
     from analysis.page.theme import Mark
+
+
+_GRAFT = (
+    "With the steps of the other order each layer keeps the direction of its own step and takes its "
+    "relative size from the other: what is left is no matter of how large the gradients are. "
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,11 @@ class Comparison:
     def rows(self) -> pd.DataFrame:
         """The effects as a frame."""
         return tables.tabulate_effects(self.effects)
+
+    @property
+    def is_graft(self) -> bool:
+        """Does one of the two take step sizes that are not its own?"""
+        return (self.arm, self.baseline) in GRAFTS
 
     @property
     def is_ratio(self) -> bool:
@@ -71,7 +83,7 @@ def show_differences(
     comparisons: Sequence[Comparison], marks: Mapping[str, Mark], fates: Sequence[Fate] = ()
 ) -> Section:
     figures = []
-    for compared in comparisons:
+    for compared in sorted(comparisons, key=lambda one: one.is_graft):
         rows = compared.rows
         rows = rows.assign(counts=count_trained(rows, fates))
         is_told = rows["estimate"].notna() | (rows["counts"] != "")
@@ -96,7 +108,8 @@ def show_differences(
                 title=f"{what}: {compared.axis}",
                 description=(
                     f"{what} of '{compared.arm}' against '{compared.baseline}', paired by seed. "
-                    "Thin bar: 95 % interval; thick bar: 90 % interval, which must lie inside the shaded margin "
+                    + _GRAFT * compared.is_graft
+                    + "Thin bar: 95 % interval; thick bar: 90 % interval, which must lie inside the shaded margin "
                     f"({_margin_words(shown, is_ratio=is_ratio)}) for the two to be called "
                     "equivalent."
                     + (
@@ -317,8 +330,15 @@ def _forests(
 
 def _group_by_architecture(effects: pd.DataFrame) -> pd.DataFrame:
     """Each architecture's pool ahead of its cells, the pools of several ahead of all."""
-    order = {name: place for place, name in enumerate(effects["architecture"].dropna().unique())}
-    group = effects["architecture"].map(order).fillna(-1)
+    names = list(effects["architecture"].dropna().unique())
+    order = {name: place for place, name in enumerate(names)}
+    # A pool of which only one architecture is here is that one's.
+    order |= {
+        pool: order[members[0]]
+        for pool, every in GROUPS.items()
+        if len(members := [name for name in every if name in order]) == 1
+    }
+    group = effects["architecture"].fillna(effects["label"]).map(order).fillna(-1)
     ordered = effects.assign(group=group, is_cell=effects["kind"] == "cell")
     return ordered.sort_values(["group", "is_cell"], kind="stable")
 
@@ -332,7 +352,7 @@ def _effects_table(rows: pd.DataFrame, difference: str) -> Table:
     return Table(
         columns=(
             *("cell", "pairs", difference, "95 % interval", "90 % interval"),
-            *("p", "p (Holm)", "family", "sign-flip p", "its floor", "p (equivalence)"),
+            *("p", "p (Holm)", "claim", "sign-flip p", "its floor", "p (equivalence)"),
         ),
         rows=tuple(
             (
@@ -343,7 +363,7 @@ def _effects_table(rows: pd.DataFrame, difference: str) -> Table:
                 row["interval90"],
                 p_value(row["p"]),
                 p_value(row["p_holm"]),
-                row["family"],
+                NONE if row["family"].startswith("exploratory") else row["family"],
                 p_value(row["p_sign_flip"]),
                 p_value(row["p_sign_flip_floor"]),
                 p_value(row["p_tost"]),
@@ -353,16 +373,20 @@ def _effects_table(rows: pd.DataFrame, difference: str) -> Table:
     )
 
 
-def pairs_table(pairs: Mapping[str, pd.DataFrame]) -> Table:
-    """What every pair gave: a row per cell and quantity, a column per seed."""
+def pairs_table(pairs: Mapping[str, pd.DataFrame], *, ratios: Collection[str] = ()) -> Table:
+    """What every pair gave: a row per cell and quantity, a column per seed.
+
+    `ratios` names the quantities that are one.
+    """
     seeds = list(dict.fromkeys(seed for rows in pairs.values() for seed in rows["seed"]))
     lines = []
     for what, rows in pairs.items():
+        write = theme.ratio if what in ratios else signed
         cells = rows.assign(study=tables.name_studies(rows)).groupby(["label", "study"], sort=False)
         for (label, study), cell in cells:  # pyright: ignore[reportGeneralTypeIssues]
             by_seed = dict(zip(cell["seed"], cell["value"], strict=True))
             name = ", ".join(filter(None, (str(label), str(study))))
-            lines.append((name, what, *(signed(by_seed.get(seed, math.nan)) for seed in seeds)))
+            lines.append((name, what, *(write(by_seed.get(seed, math.nan)) for seed in seeds)))
     return Table(("cell", "difference", *(f"seed {seed}" for seed in seeds)), tuple(lines), words=2)
 
 

@@ -14,7 +14,7 @@ from analysis.page import frames as tables
 from analysis.page.differences import pairs_table
 from analysis.page.encodings import span
 from analysis.page.parts import Figure, Panel, Section, Table
-from analysis.page.theme import NONE, signed
+from analysis.page.theme import NONE, ratio
 
 if TYPE_CHECKING:
     from analysis.load import Results
@@ -63,8 +63,8 @@ def show_flow(
         is_aside = panel not in of_first_study
         here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
         shown = _layers_shown(rows)
-        title = "log10 of gradient flow"
-        reach = span(rows, "mean", "low", "high")
+        title = "gradient flow"
+        reach = _unlog(span(rows, "mean", "low", "high"))
         times = _chosen_times(rows)
         anchor = baseline if panel in of_theory else ""
         figures.append(
@@ -83,7 +83,7 @@ def show_flow(
                     Panel(
                         words,
                         curves.flow_by_layer(
-                            at,
+                            _as_measured(at),
                             here,
                             title=title,
                             reach=reach,
@@ -98,15 +98,16 @@ def show_flow(
                 is_aside=is_aside,
             )
         )
-        spread = span(rows, "mean")
+        spread = _unlog(span(rows, "mean"))
+        measured = _as_measured(rows)
         maps = [
-            Panel(name, curves.flow_map(rows[rows["arm"] == name], title=title, reach=spread))
+            Panel(name, curves.flow_map(measured[rows["arm"] == name], title=title, reach=spread))
             for name in here
         ]
         apart = differences[differences["panel"] == panel]
         words = f"{arm} / {baseline}"
         if not apart.empty:
-            maps.append(Panel(words, curves.difference_map(apart, title="log10 of the ratio")))
+            maps.append(Panel(words, curves.difference_map(_as_measured(apart), title="ratio")))
         figures.append(
             Figure(
                 name=f"flow-map-{panel}-{depth}",
@@ -125,6 +126,15 @@ def show_flow(
             )
         )
     return Section("flow", "How much gradient reaches each layer?", "", tuple(figures))
+
+
+def _as_measured(flow: pd.DataFrame) -> pd.DataFrame:
+    """Means of logarithms, and their intervals, as flows or ratios of flows."""
+    return flow.assign(**{name: 10.0 ** flow[name] for name in ("mean", "low", "high")})
+
+
+def _unlog(reach: Sequence[float]) -> list[float]:
+    return [10.0**end for end in reach]
 
 
 def _layers_shown(flow: pd.DataFrame) -> str:
@@ -160,7 +170,7 @@ def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
     return Table(
         ("layer", *columns),
         tuple(
-            (str(layer), *map(signed, row))
+            (str(layer), *(f"{10.0**value:.3g}" if math.isfinite(value) else NONE for value in row))
             for layer, row in zip(wide.index, wide.to_numpy(), strict=True)
         ),
     )
@@ -169,14 +179,15 @@ def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
 def _map_table(differences: pd.DataFrame, words: str) -> Table:
     """A row per layer, a column per time; a star where the difference is clear."""
     cells = differences.assign(
-        text=differences["mean"].map(signed) + differences["is_clear"].map({True: " *", False: ""})
+        text=(10.0 ** differences["mean"]).map(ratio)
+        + differences["is_clear"].map({True: " *", False: ""})
     )
     wide = cells.pivot_table(index="layer_index", columns="epoch", values="text", aggfunc="first")
     times = [
         f"{epoch:.2g}" if epoch < 10 else f"{epoch:.0f}" for epoch in wide.columns.to_numpy(float)
     ]
     return Table(
-        (f"layer; log10 of {words}", *(f"epoch {time}" for time in times)),
+        (f"layer; {words}", *(f"epoch {time}" for time in times)),
         tuple(
             (str(layer), *row)
             for layer, row in zip(wide.index, wide.fillna(NONE).to_numpy(), strict=True)
@@ -191,7 +202,9 @@ def _theory(flow: pd.DataFrame, anchor: str) -> pd.DataFrame | None:
         return None
     towards_input = hidden["layer_index"].max() - hidden["layer_index"]
     growth = math.log10(MEAN_FIELD_GROWTH) / 2
-    return hidden[["layer_index"]].assign(mean=hidden["mean"].iloc[-1] + growth * towards_input)
+    return hidden[["layer_index"]].assign(
+        mean=10.0 ** (hidden["mean"].iloc[-1] + growth * towards_input)
+    )
 
 
 def show_mechanism(
@@ -213,6 +226,7 @@ def show_mechanism(
     figures = []
     if {"accuracy", "gradient"} <= set(both.columns):
         both = both.dropna().reset_index().rename(columns={"gradient": "flow"})
+        both["flow"] = 10.0 ** both["flow"]
         figures = [
             Figure(
                 name="mechanism",
@@ -228,7 +242,7 @@ def show_mechanism(
                         charts.mechanism(
                             rows,
                             marks,
-                            x_title="gradient flow (log10 of the ratio)",
+                            x_title="gradient flow (ratio)",
                             y_title="accuracy (points)",
                         ),
                     )
@@ -237,9 +251,10 @@ def show_mechanism(
                 columns=3,
                 table=pairs_table(
                     {
-                        "gradient flow (log10 of the ratio)": both.assign(value=both["flow"]),
+                        "gradient flow (ratio)": both.assign(value=both["flow"]),
                         "accuracy (points)": both.assign(value=both["accuracy"]),
-                    }
+                    },
+                    ratios={"gradient flow (ratio)"},
                 ),
             )
         ]

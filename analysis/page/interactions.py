@@ -20,6 +20,8 @@ _INTRO = (
     "and a batch size may have its own learning rate. Intervals hold one at a time; the last p is "
     "corrected (Holm) for all rows of this section."
 )
+_FACTORS = {"train_images": "training images", "probe_size": "images in the probe"}
+"""Settings whose names are no words."""
 _THEORY = (
     " Theory expects gradient flow to depend on the batch that measures it: at initialisation, with "
     "batch norm and ReLU, the squared gradient of a deep MLP grows per layer towards the input by about 1.8 "
@@ -62,7 +64,7 @@ def _tabulate(interactions: Sequence[Interaction], *, is_ratio: bool) -> Table:
         ),
         tuple(
             (
-                capitalized(one.factor.replace("_", " ")),
+                capitalized(_FACTORS.get(one.factor, one.factor.replace("_", " "))),
                 ", ".join(
                     (
                         one.pool,

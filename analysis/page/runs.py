@@ -301,12 +301,33 @@ def _time_table(trials: pd.DataFrame) -> Table:
 
 def tabulate_provenance(results: Results) -> Table:
     """What trained the trials: a row per device, software and precision."""
-    names = ("device", "torch", "python", "commit", "code_digest", "deterministic", "precision")
-    counts = results.trials[list(names)].astype(str).value_counts(sort=False).reset_index()
+    names = ("device", "torch", "python", "commit", "training code", "flags", "precision")
+    versions = {digest: number for number, digest in enumerate(_order(results), start=1)}
+    rows = results.trials.astype({"commit": str}).assign(
+        **{"training code": [f"version {versions[d]}" for d in results.trials["code_digest"]]},
+        flags=results.trials["deterministic"].map(_name_flags),
+        commit=results.trials["commit"].str[:12],
+    )
+    counts = rows[list(names)].astype(str).value_counts(sort=False).reset_index()
     return Table(
-        ("trials", *(name.replace("_", " ") for name in names)),
+        ("trials", *names),
         tuple(
             (str(row["count"]), *(row[name] for name in names)) for row in counts.to_dict("records")
         ),
         words=len(names) + 1,
     )
+
+
+def _order(results: Results) -> list[str]:
+    """The versions of the training code, the one of most trials first."""
+    return results.trials["code_digest"].value_counts().index.tolist()
+
+
+def _name_flags(flags: str) -> str:
+    """Flags as readers say them.
+
+    >>> _name_flags("cudnn.benchmark=False tf32=False")
+    'cudnn.benchmark off, tf32 off'
+    """
+    told = (flag.replace("=True", " on").replace("=False", " off") for flag in flags.split())
+    return ", ".join(told)

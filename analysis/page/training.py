@@ -144,7 +144,7 @@ def _show_curves(points: Sequence[CurvePoint], marks: Mapping[str, Mark]) -> tup
     is_first = rows["study"] == rows["study"].iloc[0]
     is_longest = rows["epochs"] == rows["epochs"].max()
     deepest = rows.groupby(["architecture", "study"])["depth"].transform("max")
-    has_several = rows["epochs"].nunique() > 1
+    has_several = len(rows["epochs"].unique()) > 1
     figures = []
     for epochs in sorted(rows["epochs"].unique(), reverse=True):
         of_length = rows["epochs"] == epochs
@@ -307,7 +307,7 @@ def _frame(courses: Sequence[CourseEffect], quantity: str, margin: float) -> pd.
     if not chosen:
         return pd.DataFrame()
     rows = pd.DataFrame(chosen).assign(margin=margin)
-    has_several = rows["epochs"].nunique() > 1
+    has_several = len(rows["epochs"].unique()) > 1
     rows["length"] = [f"{epochs} epochs" * has_several for epochs in rows["epochs"]]
     return _name_panels(rows, ["architecture", "length"])
 

@@ -358,14 +358,14 @@ def test_a_margin_changed_in_sight_of_results_is_warned_of(folder):
     (warning,) = load_results(str(folder)).warnings
     assert "planned anew on 02 November 2026" in warning
     assert "when 6 trials had finished" in warning
-    assert "margin_accuracy from 0.5 to 1.0; looks from () to (2,)" in warning
+    assert "the margin of accuracy from 0.5 to 1.0; the looks from () to (2,)" in warning
 
 
 def test_every_change_in_sight_of_results_is_told_also_one_taken_back(folder):
     have_plans(folder, ({}, 0), ({"margin_accuracy": 2.0}, 3), ({"alpha": 0.05}, 9))
     first, second = load_results(str(folder)).warnings
-    assert "margin_accuracy from 0.5 to 2.0" in first
-    assert "margin_accuracy from 2.0 to 0.5" in second
+    assert "the margin of accuracy from 0.5 to 2.0" in first
+    assert "the margin of accuracy from 2.0 to 0.5" in second
 
 
 @pytest.mark.parametrize(

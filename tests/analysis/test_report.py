@@ -234,7 +234,7 @@ def test_a_margin_changed_in_sight_of_results_is_said_on_the_first_screen(tmp_pa
             finished_before=7 * day,
         )
     page = report_of(tmp_path, study).read_text(encoding="utf-8")
-    assert page.index("margin_accuracy from 0.5 to 2.0") < page.index("C1")
+    assert page.index("the margin of accuracy from 0.5 to 2.0") < page.index("C1")
     assert "beware: The analysis was planned anew" in capsys.readouterr().out
 
 

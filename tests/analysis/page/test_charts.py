@@ -149,13 +149,15 @@ def test_an_effect_without_an_interval_is_a_point_without_bars():
     assert rows["bar"] == 0
 
 
-def test_a_map_of_differences_is_symmetric_about_zero():
+def test_a_map_of_ratios_is_symmetric_about_one():
     flow = pd.DataFrame(
-        {"layer_index": [0, 1], "epoch": [0.0, 0.0], "mean": [0.1, -0.4], "is_clear": [True, False]}
+        {"layer_index": [0, 1], "epoch": [0.0, 0.0], "mean": [1.2, 0.4], "is_clear": [True, False]}
     )
-    scale = curves.difference_map(flow, title="dex").to_dict()["encoding"]["color"]["scale"]
-    assert scale["domain"][0] == -scale["domain"][1]
-    assert scale["domain"][1] >= 0.4
+    scale = curves.difference_map(flow, title="ratio").to_dict()["encoding"]["color"]["scale"]
+    low, high = scale["domain"]
+    assert scale["type"] == "log"
+    assert low * high == pytest.approx(1)
+    assert low <= 0.4
 
 
 def test_names_are_data_in_the_expressions_of_a_chart():
