@@ -33,7 +33,7 @@ REPLICATES = 400
 SIMULATED_TRIALS = 1_000_000
 """Trials that all grids of a scenario hold at most: a very large design is simulated less often."""
 WRITTEN, UNREADY, UNUSABLE, INTERRUPTED = 0, 2, 3, 130
-FORMATS = ("html", "pdf", "md", "png")
+FORMATS = ("html", "pdf", "md", "png", "paper")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +67,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=("html",),
         metavar=",".join(FORMATS),
         help="what to write beside the tables and the SVG of every figure: pdf needs Chromium or "
-        "Chrome, png adds every figure as pixels",
+        "Chrome, png adds every figure as pixels, paper adds figures as PDF, tables as LaTeX and "
+        "Markdown and a paragraph of methods",
     )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument(

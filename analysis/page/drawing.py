@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 _LONGEST = 100_000
 """Letters of a picture that the page still takes as it is: a tile for each of thousands of trials
 would weigh megabytes, which nobody could tell from as many pixels."""
+_MILLIMETRES = re.compile(r'="([\d.]+)mm"')
+"""Of a picture; vl-convert takes a pixel for a point of a PDF."""
 _PIXELS = 3
 """Of a screen per pixel of a picture in inches: 288 an inch."""
 _PRINTED_WIDTH = 822
@@ -65,14 +68,19 @@ def _draw(spec: dict[str, Any], prefix: str) -> svg.Drawing:
 
 
 def convert(picture: str, path: Path) -> Future[int]:
-    """Write a picture in SVG as what the file's name ends with: pdf, or png for a screen."""
+    """Write a picture in SVG as what the file's name ends with, pdf or png, in its own size."""
     return start_engine().submit(_convert, picture, path)
 
 
 def _convert(picture: str, path: Path) -> int:
     if path.suffix == ".pdf":
-        return path.write_bytes(vl_convert.svg_to_pdf(picture))
+        sized = _MILLIMETRES.sub(_in_points, picture, count=2)  # its width and its height
+        return path.write_bytes(vl_convert.svg_to_pdf(sized))
     return path.write_bytes(vl_convert.svg_to_png(picture, scale=_PIXELS))
+
+
+def _in_points(size: re.Match[str]) -> str:
+    return f'="{float(size[1]) * 72 / 25.4:.2f}"'
 
 
 def write(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from analysis.judgement.practice import as_frame
 from analysis.page import drawing, pictures, theme
 from analysis.page import frames as tables
 from analysis.page.html import name_file, render_page
+from analysis.page.paper import as_markdown, write_paper
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -79,13 +79,19 @@ def _without_bytes(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _write_figures(drawn: Pictures, folder: Path, formats: Sequence[str]) -> list[Future[int]]:
     """Write every figure as SVG; what else is wanted of it comes from the same picture."""
+    figures = {
+        name_file(figure.name): pictures.compose(figure, drawn) for figure in drawn.page.figures
+    }
+    for name, picture in figures.items():
+        drawing.write(folder / "figures" / f"{name}.svg", picture)
     converted = []
-    for figure in drawn.page.figures:
-        picture = pictures.compose(figure, drawn)
-        path = folder / "figures" / name_file(figure.name)
-        drawing.write(path.with_name(f"{path.name}.svg"), picture)
-        if "png" in formats:
-            converted.append(drawing.convert(picture, path.with_name(f"{path.name}.png")))
+    if "png" in formats:
+        converted += [
+            drawing.convert(picture, folder / "figures" / f"{name}.png")
+            for name, picture in figures.items()
+        ]
+    if "paper" in formats:
+        converted += write_paper(drawn.page, folder / "paper", figures)
     return converted
 
 
@@ -124,7 +130,7 @@ def _render_markdown(page: Page, *, written: datetime) -> str:
     """The verdicts, and those of the figures beside the file that claims rest on."""
 
     def plain(text: str) -> str:
-        return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", theme.visible(text))
+        return as_markdown(theme.visible(text))
 
     lines = [
         f"# {page.question}",

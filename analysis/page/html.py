@@ -13,6 +13,7 @@ import jinja2
 import markupsafe
 
 from analysis.page import drawing, pictures, theme
+from analysis.page.methods import cite, describe_methods
 from analysis.page.parts import Table
 from analysis.page.runs import tabulate_provenance
 
@@ -52,13 +53,15 @@ def render_page(
         lstrip_blocks=True,
         finalize=_as_shown,
     )
-    environment.filters["typeset"] = _typeset
+    environment.filters["typeset"] = typeset
     return environment.from_string(drawing.read("page.html.j2")).render(
         page=page,
         written=written,
         command=command,
         refresh=refresh,
         gradient_meaning=theme.meaning(page.results.plan.gradient_column).rstrip("."),
+        methods=describe_methods(page),
+        citation=cite(),
         provenance=tabulate_provenance(page.results),
         reproduction=_reproduction(page, allow_mixed="--allow-mixed" in shlex.split(command)),
         chart=chart,
@@ -84,7 +87,7 @@ def _as_shown(value: Any) -> Any:  # noqa: ANN401
     return type(value)(theme.visible(value)) if isinstance(value, str) else value
 
 
-def _typeset(text: str) -> str:
+def typeset(text: str) -> str:
     """True minus signs, and no line that ends between a number and what belongs to it."""
     text = re.sub(r"(?<!\w)-(?=\d)", theme.MINUS, text)
     return re.sub(r"\bp ([=<]) (?=\d)|(?<=\d) (?=%)", lambda gap: gap[0].replace(" ", "\xa0"), text)

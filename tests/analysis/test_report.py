@@ -244,7 +244,7 @@ def test_a_margin_changed_in_sight_of_results_is_said_on_the_first_screen(tmp_pa
         (["--watch", "-1"], "'-1' is not a number of seconds from 1 to 86,400"),
         (["--watch", "nan"], "'nan' is not a number of seconds from 1 to 86,400"),
         (["-o", ""], "no folder has an empty name"),
-        (["--format", "doc"], "'doc' is not one of html, pdf, md, png"),
+        (["--format", "doc"], "'doc' is not one of html, pdf, md, png, paper"),
     ],
 )
 def test_an_option_out_of_range_is_refused_ahead_of_any_reading(options, message, capsys):
@@ -462,7 +462,7 @@ def test_an_unknown_format_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         report.main([str(tmp_path), "--format", "docx"])
     assert caught.value.code == 2
-    assert "'docx' is not one of html, pdf, md, png" in capsys.readouterr().err
+    assert "'docx' is not one of html, pdf, md, png, paper" in capsys.readouterr().err
 
 
 def test_looks_are_counted_where_the_rows_are(tmp_path, capsys):

@@ -1,0 +1,208 @@
+"""Say how a study was done as a paper would, with this study's numbers, and how to cite it."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from analysis.judgement.studies import name_dataset, name_value
+from analysis.page import theme
+from harness.study.facts import facts_of
+from harness.study.wording import format_count, format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import pandas as pd
+
+    from analysis.page.parts import Page
+
+CITATION = """@software{bn_order,
+  title   = {bn-order: Does Batch Normalization belong before or after ReLU?},
+  author  = {{The authors of bn-order}},
+  version = {VERSION},
+  year    = {2026},
+  license = {MIT}
+}
+@inproceedings{franceschi2020,
+  title     = {Demystifying Batch Normalization: Analysis of Normalizing Layer Inputs in Neural
+               Networks},
+  author    = {Franceschi, Dinko D. and Jang, Jun Hyek},
+  booktitle = {Optimization and Learning},
+  year      = {2020},
+  doi       = {10.1007/978-3-030-41913-4_5}
+}
+"""
+
+
+def cite() -> str:
+    """The entries of a bibliography: this benchmark, and the paper whose claims it tests."""
+    return CITATION.replace("VERSION", _own_version())
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("bn-order")
+    except metadata.PackageNotFoundError:  # run from a checkout that nobody installed
+        return "unreleased"
+
+
+def describe_methods(page: Page) -> tuple[str, ...]:
+    """Paragraphs for the methods section of a paper, true of this study and of no other."""
+    planned = page.results.planned
+    study = planned[planned["stage"] == "study"]
+    study = study if len(study) else planned
+    return (
+        " ".join(_describe_design(page, study)),
+        " ".join(_describe_training(study)),
+        " ".join(_describe_tests(page)),
+        " ".join(_describe_software(page)),
+    )
+
+
+def _describe_design(page: Page, study: pd.DataFrame) -> Iterator[str]:
+    networks = []
+    for architecture, rows in study.groupby("architecture", sort=False):
+        widths = _values(rows, "width_factor")
+        width = "" if widths == "1" else f", width {widths}"
+        networks.append(f"{architecture} (depth {_values(rows, 'depth')}{width})")
+    norms, activations = (_names(study, name) for name in ("norm", "activation"))
+    arms = _list(f"'{arm}'" for arm in page.marks)
+    yield (
+        f"We compared the arms {arms}, which differ in the placement of {norms} relative to "
+        f"{activations} inside a block, in {_list(networks)}."
+    )
+    yield from map(_describe_data, dict.fromkeys(study["dataset"]))
+    used = sorted(set(study["train_images"].tolist()) - {0})
+    if used:
+        yield f"Training used {_list(f'{n:,}' for n in used)} of the training images."
+    cells = study.groupby(
+        ["dataset", "architecture", "depth", "width_factor", "arm", "recipe", "epochs", "norm"],
+        dropna=False,
+    )["seed"].nunique()
+    seeds = sorted(cells.unique().tolist())
+    each = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    counts = page.counts
+    lost = "".join(f", {counts[state]} {state}" for state in ("diverged", "failed", "missing"))
+    tuned = len(page.results.planned) - len(study)
+    beside = f", and {tuned} to choose recipes" if tuned else ""
+    yield (
+        f"Each of the {len(cells)} cells was planned with {each}, {len(study)} trainings in all"
+        f"{beside} ({counts['done']} done{lost}). Arms of equal seed started from the same weights "
+        "wherever shapes agree and saw the same batches, so they are compared in pairs."
+    )
+
+
+def _describe_data(dataset: str) -> str:
+    facts = facts_of(dataset)
+    channels, height, width = facts.shape
+    if facts.is_assumed:
+        return f"The data are {name_dataset(dataset)}."
+    return (
+        f"The data are {name_dataset(dataset)} ({facts.classes} classes, images of "
+        f"{channels}x{height}x{width}; {facts.train_images:,} to train, "
+        f"{facts.validation_images:,} to validate, {facts.test_images:,} to test)."
+    )
+
+
+def _describe_training(study: pd.DataFrame) -> Iterator[str]:
+    optimizers = " or ".join(
+        {"sgd": "SGD with Nesterov momentum " + _values(study, "momentum"), "adamw": "AdamW"}.get(
+            name, name
+        )
+        for name in dict.fromkeys(study["optimizer"])
+    )
+    rates = sorted(study["lr"].unique().tolist())
+    rate = (
+        _list((f"{rate:g}" for rate in rates), "or")
+        if len(rates) <= 4
+        else f"{rates[0]:g} to {rates[-1]:g}, by arm"
+    )
+    warmup = _values(study, "warmup_epochs")
+    yield (
+        f"Networks were trained for {_values(study, 'epochs')} epochs by {optimizers} in batches "
+        f"of {_values(study, 'batch_size')}, with weight decay {_values(study, 'weight_decay')} "
+        f"and a peak learning rate of {rate}, reached linearly over {warmup} "
+        f"{'epoch' if warmup == '1' else 'epochs'} and then lowered to zero along a cosine."
+    )
+    yield (
+        f"Augmentation: {_names(study, 'augmentation')}; label smoothing: "
+        f"{_values(study, 'label_smoothing')}; precision: {_names(study, 'precision')}."
+    )
+    if study["flow"].any():
+        yield (
+            "Arms with the flow of another take each layer's step in their own direction and in "
+            "the relative size of the other arm's."
+        )
+
+
+def _describe_tests(page: Page) -> Iterator[str]:
+    plan = page.results.plan
+    yield (
+        "Accuracy is that of the last epoch on the test part. Gradient flow, on a fixed batch of "
+        f"{_values(page.results.planned, 'probe_size')} images, is "
+        f"{theme.meaning(plan.gradient_column)[:1].lower()}"
+        f"{theme.meaning(plan.gradient_column)[1:].rstrip('.')}; its logarithm, averaged over "
+        "layers, is compared (z is a layer's output, g the gradient of the mean loss by z, W the "
+        "layer's weight)."
+    )
+    yield (
+        "The smallest differences that matter were fixed before training: "
+        f"±{plan.margin_accuracy:g} percentage points of accuracy, a ratio of "
+        f"{1 / plan.margin_gradient:.2f} to {plan.margin_gradient:g} of gradient flow, and "
+        f"±{100 * plan.margin_risk:g} points of the risk that a network does not train."
+    )
+    yield (
+        "Differences are tested by paired t tests and equality by two one-sided tests against "
+        "these margins; pools over cells weight cells equally, with errors clustered by seed or "
+        "combined after Welch and Satterthwaite."
+    )
+    primary = len(page.cards)
+    if primary:
+        yield (
+            f"The {primary} primary claims form one family with Holm's correction at "
+            f"{100 * plan.alpha:g} %; intervals are at 95 % and not corrected for their number."
+        )
+    looks = len(page.seen) or 1
+    if plan.looks:
+        yield f"Looks were planned at {_list(map(str, plan.looks))} seeds per cell."
+    yield (
+        "The data were looked at once."
+        if looks == 1
+        else f"The data were looked at {looks} times; levels and intervals allow for every look "
+        "(alpha spending after Lan and DeMets)."
+    )
+    if plan.control:
+        yield (
+            f"The positive control is '{plan.control}': where it does not differ, nothing is "
+            "called equivalent."
+        )
+
+
+def _describe_software(page: Page) -> Iterator[str]:
+    trials = page.results.trials
+    ours = f"Trained and judged with bn-order {_own_version()}"
+    if trials.empty:
+        yield f"{ours}; nothing has run yet."
+        return
+    commits = [commit[:10] for commit in dict.fromkeys(trials["commit"]) if commit]
+    at = f" (commit {_list(commits)})" if commits and len(commits) <= 3 else ""
+    devices = [name or "an unnamed device" for name in dict.fromkeys(trials["device"])]
+    told = _list(devices) if len(devices) <= 3 else format_count(len(devices), "kind of device")
+    yield (
+        f"{ours}{at}, PyTorch {_names(trials, 'torch')} and Python {_names(trials, 'python')} on {told}, "
+        f"{format_duration(float(trials['wall_time'].sum()))} of training."
+    )
+
+
+def _values(rows: pd.DataFrame, column: str) -> str:
+    return _list(f"{value:g}" for value in sorted(rows[column].unique().tolist()))
+
+
+def _names(rows: pd.DataFrame, column: str) -> str:
+    return _list(name_value(column, value) for value in dict.fromkeys(rows[column]))
+
+
+def _list(words: Iterable[str], link: str = "and") -> str:
+    *most, last = [*words] or ["none"]
+    return f"{', '.join(most)} {link} {last}" if most else last
