@@ -159,20 +159,16 @@ def test_a_mark_tells_its_numbers(ask):
     assert re.search(r"; .+: [+\u2212]?\d", shown)
 
 
-def test_every_chart_is_printed_though_no_script_runs(page, tmp_path, monkeypatch):
-    text = page.read_text(encoding="utf-8")
+def test_every_chart_is_printed_though_no_script_runs(page, tmp_path):
+    text = re.sub("<script>.*</script>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     charts = text.count('<svg class="marks"')
     spot = '<path d="M0,0h9v9z" fill="#01fe03"/>'  # a colour that nothing else has
     marked = re.sub(r'(<svg class="marks"[^>]*>)', rf"\1{spot}", text)
     (tmp_path / "marked.html").write_text(marked, encoding="utf-8")
-    run = subprocess.run
-    monkeypatch.setattr(
-        "analysis.page.drawing.subprocess.run",
-        lambda command, **how: run([*command, "--blink-settings=scriptEnabled=false"], **how),
-    )
     drawing.print_pdf(tmp_path / "marked.html", tmp_path / "page.pdf")
     content = (tmp_path / "page.pdf").read_bytes()
-    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, flags=re.DOTALL)
-    painted = b"".join(zlib.decompress(part) for part in streams if part[:1] == b"\x78")
+    streams = re.findall(rb"stream\r?\n(.*?)endstream", content, flags=re.DOTALL)
+    packed = [part for part in streams if part.startswith(b"\x78")]
+    painted = b"".join(zlib.decompressobj().decompress(part) for part in packed)
     assert charts > 15
-    assert len(re.findall(rb"\.00392\d* \.99607\d* \.01176\d* rg", painted)) == charts
+    assert len(re.findall(rb"\.0039\d* \.996\d* \.011[78]\d* rg", painted)) == charts
