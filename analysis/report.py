@@ -233,6 +233,9 @@ def _print_verdicts(page: Page, folder: Path) -> None:
         )
     for warning in page.results.warnings:
         say(f"beware: {warning}")
+    say("")
+    for sentence in page.answer:
+        _say_folded(sentence, indent="")
     is_claimed = any(cards[0].is_claimed for cards in page.studies.values())
     for study, cards in page.studies.items():
         if is_claimed and not cards[0].is_claimed:

@@ -125,14 +125,16 @@ def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
     of: dict[str, list[LengthEffect]] = {}
     for one in lengths:
         of.setdefault(one.architecture, []).append(one)
-    if not of:
-        return
-    parts = [
-        f"from {found[0].estimate:+.2f} points at {found[0].epochs} to {found[-1].estimate:+.2f} at "
-        f"{found[-1].epochs} in {name}"
-        for name, found in of.items()
-    ]
-    yield f"With the epochs trained, after minus before goes {', '.join(parts)}."
+    parts: dict[tuple[int, int], list[str]] = {}
+    for name, found in of.items():
+        parts.setdefault((found[0].epochs, found[-1].epochs), []).append(
+            f"from {found[0].estimate:+.2f} to {found[-1].estimate:+.2f} points in {name}"
+        )
+    for (shortest, longest), told in parts.items():
+        yield (
+            f"From {shortest} to {longest} epochs of training, after minus before goes "
+            f"{' and '.join(told)}."
+        )
 
 
 def _answer_without_claims(networks: Sequence[Network], *, is_complete: bool) -> Iterator[str]:

@@ -76,8 +76,8 @@ class CurvePoint(Study):
     arm: str
     epoch: int
     trials: int
-    """Those that trained, of `planned`."""
-    planned: int
+    """Those that trained, of all that `ran`."""
+    ran: int
     mean: float
     low: float
     """95 % interval of the mean, each epoch for itself; NaN of fewer than three trials."""
@@ -172,7 +172,7 @@ def follow_arms(results: Results, studies: Sequence[Outcomes]) -> Iterator[Curve
                     arm=outcomes.placements[p],
                     epoch=int(epoch),
                     trials=trials,
-                    planned=int(outcomes.planned_PCS[p, c].sum()),
+                    ran=int(outcomes.ran_PCS[p, c].sum()),
                     mean=float(mean),
                     low=float(mean - half),
                     high=float(mean + half),

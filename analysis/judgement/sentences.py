@@ -278,8 +278,8 @@ class Story:
             return "a study in which the positive control differs"
         if self.claim == "C2" and self.mechanism is None:
             return (
-                "arms that borrow each other's step sizes, in the networks without skips: "
-                "placement after with flow before, and placement before with flow after"
+                "arms that borrow each other's step sizes, in the networks without skips: after with "
+                "the steps of before, and before with the steps of after"
             )
         if any(np.isnan(one.pooled.se) for one in self.comparisons):
             return "pairs that vary: these differences do not vary at all"

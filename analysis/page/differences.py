@@ -65,6 +65,9 @@ class Comparison:
     @property
     def axis(self) -> str:
         """What is compared, with its unit."""
+        if all(effect.kind == "interaction" for effect in self.effects):
+            apart = f"{self.arm} {theme.MINUS} {self.baseline}"
+            return f"({apart}) without skips {theme.MINUS} with skips (points)"
         if self.is_ratio:
             return f"{self.arm} / {self.baseline} (ratio)"
         return f"{self.arm} {theme.MINUS} {self.baseline} (points)"

@@ -90,7 +90,7 @@ def _name_hardware(trials: pd.DataFrame) -> str:
     told = _list(names[:_MOST_DEVICES])
     if len(names) > _MOST_DEVICES:
         told += f" and {format_count(len(names) - _MOST_DEVICES, 'other kind')}"
-    return f"{told}, {format_duration(float(trials['wall_time'].sum()))} of training"
+    return f"{told}, {format_duration(float(trials['wall_time'].sum()))} of training in all"
 
 
 def _list(words: Iterable[str]) -> str:

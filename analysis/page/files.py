@@ -101,6 +101,7 @@ def _render_json(page: Page, *, written: datetime) -> str:
         "grid": results.plan.grid,
         "written": written.isoformat(timespec="seconds"),
         "complete": results.is_complete,
+        "answer": list(page.answer),
         "trials_planned": len(results.planned),
         "trials_found": len(results.trials),
         "warnings": list(results.warnings),
@@ -134,6 +135,10 @@ def _render_markdown(page: Page, *, written: datetime) -> str:
 
     lines = [
         f"# {page.question}",
+        "",
+        plain(" ".join(page.answer)),
+        "",
+        "; ".join(f"{name}: {plain(value)}" for name, value in page.facts) + ".",
         "",
         (
             f"Grid {plain(page.results.plan.grid)}, {written:%d %B %Y, %H:%M} UTC: "

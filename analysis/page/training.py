@@ -216,15 +216,15 @@ def _draw_curves(
 def _tell_lost(rows: pd.DataFrame) -> str:
     """Which seeds are in no curve."""
     arms = rows.drop_duplicates(["panel", "arm"])
-    lost = arms[arms["trials"] < arms["planned"]]
+    lost = arms[arms["trials"] < arms["ran"]]
     if lost.empty:
         return ""
     told = [
-        f"{row['arm']} in {row['panel']} {row['trials']} of {row['planned']}"
+        f"{row['arm']} in {row['panel']} {row['trials']} of {row['ran']}"
         for row in lost.to_dict("records")
     ]
     more = f" and {len(told) - 6} more" * (len(told) > 6)
-    return f" Not all seeds: {'; '.join(told[:6])}{more}."
+    return f" Only some seeds trained: {'; '.join(told[:6])}{more}."
 
 
 def _show_differences(

@@ -120,7 +120,7 @@ def test_a_curve_is_the_mean_of_the_seeds_that_trained(results, studies):
     percents = values(results, architecture="plain", placement="none", epochs=12, at=8)
     trained = [percent for seed, (percent, _) in percents.items() if seed != 0]
     low, high = stats.t.interval(0.95, len(trained) - 1, np.mean(trained), stats.sem(trained))
-    assert (point.trials, point.planned, point.variant) == (4, 5, "")
+    assert (point.trials, point.ran, point.variant) == (4, 5, "")
     assert (point.mean, point.low, point.high) == pytest.approx((np.mean(trained), low, high))
 
 

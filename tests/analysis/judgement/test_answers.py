@@ -1,0 +1,108 @@
+"""The answer of a study in one sentence: it says what the verdicts say, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from analysis.judgement.answers import answer_question
+from analysis.judgement.effects import UNITS, find_effects
+from analysis.judgement.lengths import LengthEffect
+from analysis.judgement.networks import describe_networks
+from analysis.judgement.verdicts import judge_outcomes
+from harness.study.records import AnalysisPlan
+from tests.analysis.judgement.conftest import make
+
+PLAN = AnalysisPlan(grid="g")
+
+
+def answer(*studies, lengths=(), is_complete=True):
+    effects = [e for quantity in UNITS for e in find_effects(quantity, studies, PLAN)]
+    verdicts = judge_outcomes(studies, PLAN, effects=effects)
+    networks = describe_networks(effects, verdicts)
+    return answer_question(verdicts, networks, lengths, is_complete=is_complete)
+
+
+def effects(plain, resnet):
+    return {"plain": [plain] * 4, "resnet": [resnet] * 4}
+
+
+@pytest.mark.parametrize(
+    ("plain", "resnet", "said"),
+    [
+        (1.0, 0.0, ("batch norm is better after ReLU", "the order makes no difference that")),
+        (-1.0, -1.5, ("batch norm is better before ReLU", "batch norm is better before ReLU")),
+        (0.0, 1.5, ("the order makes no difference that", "batch norm is better after ReLU")),
+    ],
+)
+def test_the_answer_names_the_side_that_was_shown(plain, resnet, said):
+    (sentence,) = answer(make(effects(plain, resnet)))
+    without, residual = sentence.split("; in residual networks ")
+    assert without.startswith(f"Without skip connections {said[0]}")
+    assert residual.startswith(said[1])
+    assert f"(after minus before: {plain:+.2f} points of test accuracy [" in without
+
+
+def test_what_is_open_is_called_open_with_its_numbers():
+    (sentence,) = answer(make(effects(0.4, 0.4), sd=1.5))
+    assert "without skip connections it is open which order is better (" in sentence.lower()
+    assert "in residual networks it is open whether the order matters (+0.40 points [" in sentence
+
+
+def test_an_order_that_wins_and_loses_to_no_norm_at_all_is_not_best():
+    (sentence,) = answer(make(effects(1.0, 0.0), none=5.0))
+    assert sentence.startswith("Without skip connections neither order is best")
+
+
+def test_an_answer_from_some_of_the_trials_says_so():
+    (sentence,) = answer(make(effects(1.0, 0.0)), is_complete=False)
+    assert sentence.startswith("So far, without skip connections batch norm is better")
+
+
+def test_where_nothing_ran_nothing_is_said():
+    lost = [(p, c, s) for p in ("before", "after") for c in range(8) for s in range(5)]
+    (sentence,) = answer(make(effects(1.0, 0.0), missing=lost), is_complete=False)
+    assert sentence == (
+        "So far, without skip connections nothing can be said yet; in residual networks nothing can "
+        "be said yet."
+    )
+
+
+def test_other_studies_are_counted_by_what_they_say():
+    paper, other, third = (make(effects(plain, 0.0)) for plain in (1.0, 1.0, 0.0))
+    _, counted = answer(paper, replace(other, norm="layer"), replace(third, activation="gelu"))
+    assert counted == (
+        "The same question in 2 other studies of this grid: without skip connections after better in "
+        "1, no difference that matters in 1; in residual networks no difference that matters in 2."
+    )
+
+
+def test_lengths_of_training_are_told_of_the_first_study():
+    study = make(effects(1.0, 0.0))
+    numbers = {"cells": 1, "pairs": 5, "low": 0.0, "high": 0.0, "margin": 0.5}
+    changes = dict.fromkeys(("change", "change_low", "change_high"), 0.0)
+    lengths = [
+        LengthEffect(
+            **replace(study, norm=norm).identity,
+            architecture="resnet",
+            arm="after",
+            baseline="before",
+            epochs=epochs,
+            estimate=estimate,
+            **numbers,
+            **changes,
+        )
+        for norm in ("batch", "layer")
+        for epochs, estimate in ((2, 1.5), (24, 0.1))
+    ]
+    _, told = answer(study, lengths=lengths)
+    assert told == (
+        "From 2 to 24 epochs of training, after minus before goes from +1.50 to +0.10 points in resnet."
+    )
+
+
+def test_networks_that_no_claim_is_about_are_told_without_a_verdict():
+    (sentence,) = answer(make({"mlp": [1.0] * 4}, architectures=("mlp",)))
+    assert sentence.startswith("In mlp after minus before is +1.00 points [")
+    assert sentence.endswith("no claim is judged on it.")
