@@ -78,6 +78,9 @@ def _describe_training(planned: pd.DataFrame) -> str:
 
 def _name_ingredients(planned: pd.DataFrame) -> Iterator[str]:
     names = ["norm", "activation", "optimizer"]
+    has_norm = planned["program"].str.contains("norm")
+    if has_norm.any():  # a network without one belongs to the study of no norm
+        planned = planned[has_norm]
     for values in planned[names].drop_duplicates().itertuples(index=False, name=None):
         yield ", ".join(name_value(name, value) for name, value in zip(names, values, strict=True))
 

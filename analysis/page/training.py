@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -51,19 +52,21 @@ def show_course(
     courses: Sequence[CourseEffect], marks: Mapping[str, Mark], *, margin: float
 ) -> Section:
     """The ratio of gradient flow along training, architecture by architecture."""
+    section = Section("course", "When do the orders differ in gradient flow?")
     rows = _frame(courses, "gradient", margin)
-    figures = [
-        _course(
-            rows,
-            marks,
-            name="course",
-            title=f"Gradient flow: {rows['arm'].iloc[0]} / {rows['baseline'].iloc[0]} along training",
-            description="Mean over layers, seeds and depths, each pair of equal seed. The band holds "
-            "at all times shown at once, at 95 % (Bonferroni). Shaded: ratios too close to 1 to matter.",
-            is_ratio=True,
-        )
-    ] * (not rows.empty)
-    return Section("course", "When do the orders differ in gradient flow?", "", tuple(figures))
+    if rows.empty:
+        return section
+    arm, baseline = rows["arm"].iloc[0], rows["baseline"].iloc[0]
+    figure = _course(
+        rows,
+        marks,
+        name="course",
+        title=f"Gradient flow: {arm} / {baseline} along training",
+        description="Mean over layers, seeds and depths, each pair of equal seed. The band holds "
+        "at all times shown at once, at 95 % (Bonferroni). Shaded: ratios too close to 1 to matter.",
+        is_ratio=True,
+    )
+    return replace(section, figures=(figure,))
 
 
 def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> Section:
