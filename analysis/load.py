@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import stats
 
 from analysis.statistics.layers import summarise_layers
 from harness.results import TABLES, Plan, Snapshot, Store, Tally, take_snapshot, to_table
@@ -404,6 +403,10 @@ def _find_selective_loss(planned: pd.DataFrame, trials: pd.DataFrame) -> Iterabl
         Fisher's exact test per placement against the rest, Bonferroni over placements.
     """
     is_missing = ~planned["trial_id"].isin(trials["trial_id"])
+    if not is_missing.any():
+        return
+    from scipy import stats  # noqa: PLC0415  takes a second to import
+
     placements = planned["placement"].unique()
     for placement in placements if len(placements) > 1 else ():
         here = planned["placement"] == placement

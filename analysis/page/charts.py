@@ -29,6 +29,7 @@ from analysis.page.theme import INK, MUTED, PAPER, RULE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from analysis.page.encodings import Layered
     from analysis.page.theme import Mark
 
 _INTERVALS = ("estimate", "low", "high", "low90", "high90")
@@ -43,7 +44,7 @@ def forest(
     title: str,
     together: pd.DataFrame | None = None,
     is_ratio: bool = False,
-) -> alt.LayerChart:
+) -> Layered:
     """Estimates with 95 % (thin) and 90 % (thick) intervals against the margin, numbers beside.
 
     Shapes:
@@ -116,9 +117,7 @@ def _part_groups(effects: pd.DataFrame) -> list[str]:
     return names
 
 
-def strip(
-    effect: pd.DataFrame, marks: Mapping[str, Mark], *, is_ratio: bool = False
-) -> alt.LayerChart:
+def strip(effect: pd.DataFrame, marks: Mapping[str, Mark], *, is_ratio: bool = False) -> Layered:
     """One effect against its margin, small enough for a card; a row as `forest` takes them."""
     scale = scale_of(effect, is_ratio=is_ratio)
     axis = axis_of(is_ratio=is_ratio, grid=False)
@@ -143,9 +142,7 @@ def strip(
     ).properties(width="container", height=26)
 
 
-def accuracies(
-    trials: pd.DataFrame, cells: pd.DataFrame, marks: Mapping[str, Mark]
-) -> alt.LayerChart:
+def accuracies(trials: pd.DataFrame, cells: pd.DataFrame, marks: Mapping[str, Mark]) -> Layered:
     """Test accuracy of every trial by depth and arm; grey lines join trials of one seed.
 
     Shapes:
@@ -188,7 +185,7 @@ def accuracies(
 
 def differences(
     pairs: pd.DataFrame, cells: pd.DataFrame, marks: Mapping[str, Mark], *, title: str
-) -> alt.LayerChart:
+) -> Layered:
     """The difference of every pair by depth, and beside them their mean with its 95 % interval.
 
     Shapes:
@@ -239,7 +236,7 @@ def trend(
     title: str,
     reach: Sequence[float],
     along: str = "depth",
-) -> alt.LayerChart:
+) -> Layered:
     """The mean difference against depth, or another size, each with its 95 % interval.
 
     Shapes:
@@ -274,7 +271,7 @@ def trend(
 
 def mechanism(
     pairs: pd.DataFrame, marks: Mapping[str, Mark], *, x_title: str, y_title: str
-) -> alt.LayerChart:
+) -> Layered:
     """Does a pair that gained more gradient flow gain more accuracy? One point per pair.
 
     Shapes:
@@ -305,7 +302,7 @@ def mechanism(
     ).properties(width="container", height=240)
 
 
-def tiles(trials: pd.DataFrame) -> alt.LayerChart:
+def tiles(trials: pd.DataFrame) -> Layered:
     """What became of every planned trial: a row per cell, a tile per seed.
 
     Shapes:
@@ -336,7 +333,7 @@ def tiles(trials: pd.DataFrame) -> alt.LayerChart:
 
 def precision(
     cells: pd.DataFrame, marks: Mapping[str, Mark], *, title: str, reach: float
-) -> alt.LayerChart:
+) -> Layered:
     """The smallest difference that each cell's pairs can find, against the one that matters.
 
     Shapes:

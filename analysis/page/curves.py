@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from analysis.page.encodings import Layered
     from analysis.page.theme import Mark
 
 _MAPPED = ("layer_index", "epoch", "mean", "is_clear")
@@ -24,7 +25,7 @@ _EPOCH = "format(datum.value, datum.value < 10 ? '.2~g' : ',.0f')"
 
 def learning(
     points: pd.DataFrame, marks: Mapping[str, Mark], *, title: str, reach: Sequence[float]
-) -> alt.LayerChart:
+) -> Layered:
     """Accuracy by epoch, a line per arm with its band.
 
     Shapes:
@@ -65,7 +66,7 @@ def course(
     title: str,
     reach: Sequence[float],
     is_ratio: bool = False,
-) -> alt.LayerChart:
+) -> Layered:
     """One order beside the other along training, with the band, time on a log scale.
 
     Shapes:
@@ -102,7 +103,7 @@ def course(
     ).properties(width="container", height=200)
 
 
-def fates(cells: pd.DataFrame, *, title: str) -> alt.LayerChart:
+def fates(cells: pd.DataFrame, *, title: str) -> Layered:
     """Which runs did not train: a tile per arm and place, darker the larger their share.
 
     Shapes:
@@ -125,7 +126,7 @@ def fates(cells: pd.DataFrame, *, title: str) -> alt.LayerChart:
 
 def rates(
     trials: pd.DataFrame, means: pd.DataFrame, marks: Mapping[str, Mark], *, title: str
-) -> alt.LayerChart:
+) -> Layered:
     """Accuracy against the learning rate, every seed, a line through the means of each arm.
 
     Shapes:
@@ -153,7 +154,7 @@ def flow_by_layer(
     title: str,
     reach: Sequence[float],
     theory: pd.DataFrame | None = None,
-) -> alt.LayerChart:
+) -> Layered:
     """Gradient flow by layer at one time: a line per arm, its 95 % interval shaded.
 
     Shapes:

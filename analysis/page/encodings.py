@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
@@ -21,8 +22,31 @@ _RATIOS = (1e-3, 0.01, 0.1, 0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10, 100, 1e3,
 """Where an axis of ratios is labelled."""
 
 
-def layer(*layers: alt.Chart) -> alt.LayerChart:
-    return alt.LayerChart(layer=list(layers))
+@dataclass(frozen=True)
+class Layered:
+    """Charts on top of each other, as `alt.LayerChart` has them: that one copies all of them with
+    each of its steps, which was a fifth of the time that a report took.
+    """
+
+    charts: tuple[alt.Chart, ...]
+    size: Mapping[str, float | str]
+
+    def properties(self, **size: float | str) -> Layered:
+        """The same charts in another size."""
+        return replace(self, size={**self.size, **size})
+
+    def to_dict(self, *, validate: bool = True) -> dict[str, Any]:
+        """The view in Vega-Lite, its rows below `datasets`."""
+        views = [chart.to_dict(validate=validate) for chart in self.charts]
+        datasets = {name: rows for view in views for name, rows in view.pop("datasets").items()}
+        for view in views:
+            view.pop("$schema")
+            view.pop("config")
+        return {"$schema": alt.SCHEMA_URL, "layer": views, **self.size, "datasets": datasets}
+
+
+def layer(*layers: alt.Chart) -> Layered:
+    return Layered(layers, {})
 
 
 def scale_of(effects: pd.DataFrame, *, is_ratio: bool) -> alt.Scale:

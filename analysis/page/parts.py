@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analysis.judgement.practice import Practice
     from analysis.judgement.verdicts import Verdict
     from analysis.load import Results
+    from analysis.page.encodings import Layered
     from analysis.page.theme import Mark
     from harness.results.looks import SeenLook
 
@@ -27,7 +28,7 @@ class Panel:
     """One chart, and what tells it from its neighbours."""
 
     title: str
-    chart: alt.Chart | alt.LayerChart
+    chart: alt.Chart | Layered
 
     @cached_property
     def spec(self) -> dict[str, Any]:

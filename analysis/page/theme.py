@@ -208,10 +208,10 @@ def capitalized(words: str) -> str:
 
 def inline(frame: pd.DataFrame, *columns: str, digits: int = 4) -> alt.InlineData:
     """The columns that a chart draws, inside it, to as many digits as a pixel can show and more."""
-    records = frame[list(columns)].to_dict("records")
-    rows = tuple(
-        {str(name): _short(value, digits) for name, value in row.items()} for row in records
+    shortened = (
+        [_short(value, digits) for value in frame[name].astype(object)] for name in columns
     )
+    rows = tuple(dict(zip(columns, row, strict=True)) for row in zip(*shortened, strict=True))
     return alt.InlineData(values=rows)  # a tuple: Altair copies lists at every step, row by row
 
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,6 +146,8 @@ def _find_bound(
 
     if excess(_FAR + 2) >= 0:
         return _FAR + 2
+    from scipy import optimize  # noqa: PLC0415  half a second, for studies with looks
+
     return float(optimize.brentq(excess, -_FAR, _FAR + 2, xtol=1e-10))  # pyright: ignore[reportArgumentType]
 
 

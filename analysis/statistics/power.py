@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from analysis.statistics.looks import Look
 
@@ -235,6 +235,8 @@ def sd_upper_bound(sd: float, df: float, *, confidence: float = 0.8) -> float:
 
 
 def _find_root(function: Callable[[float], float], low: float, high: float) -> float:
+    from scipy import optimize  # noqa: PLC0415  half a second, which not all callers spend
+
     return float(optimize.brentq(function, low, high))  # pyright: ignore[reportArgumentType]
 
 

@@ -5,6 +5,7 @@ Legend of shape suffixes: `...` any leading axes.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,14 @@ class RiskDifference:
 
     def interval(self, confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The differences that the score test does not reject, from lowest to highest."""
+        if np.ndim(self.pairs) == 0:  # of thousands of effects, most count the same few failures
+            low, high = _interval_of(
+                int(self.arm_only), int(self.baseline_only), int(self.pairs), confidence
+            )
+            return np.float64(low), np.float64(high)
+        return self._interval(confidence)
+
+    def _interval(self, confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         critical = float(special.ndtri((1 + confidence) / 2))
         high = self._solve(lambda delta: self._score(delta) > -critical)
         low = -self.swapped()._solve(lambda delta: self.swapped()._score(delta) > -critical)  # noqa: SLF001
@@ -120,6 +129,13 @@ class RiskDifference:
             z = (b - c - n * size) / np.sqrt(variance)
         z = np.where(variance > 0, z, np.where(b - c - n * size < 0, -np.inf, 0.0))
         return np.where(is_negative, -z, z)
+
+
+@functools.cache
+def _interval_of(arm_only: int, baseline_only: int, pairs: int, confidence: float) -> tuple:
+    counts = (np.asarray(count) for count in (arm_only, baseline_only, pairs))
+    names = ("arm_only", "baseline_only", "pairs")
+    return RiskDifference(**dict(zip(names, counts, strict=True)))._interval(confidence)  # noqa: SLF001
 
 
 def mcnemar_test(arm_only: ArrayLike, baseline_only: ArrayLike) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
@@ -173,3 +173,12 @@ def test_a_sampled_one_sided_p_is_never_zero_and_estimates_the_exact_one():
     error = 3 * np.sqrt(exact * (1 - exact) / 20_000)
     assert sign_flip_tails(diff_P, draws=20_000, rng=rng())[0] == pytest.approx(exact, abs=error)
     assert sign_flip_tails(np.arange(1.0, 41), draws=99, rng=rng())[0] == 1 / 100
+
+
+@settings(deadline=None, max_examples=40)  # scipy tries signs one by one
+@given(st.lists(st.integers(-4, 4), min_size=2, max_size=60).filter(any), st.booleans())
+def test_the_signed_rank_test_agrees_with_scipy_with_and_without_ties(steps, is_broken):
+    diff_P = np.array(steps, dtype=float)
+    if is_broken:  # no ties and no zeros
+        diff_P = diff_P + np.arange(1, len(diff_P) + 1) / 1_000
+    assert signed_rank_test(diff_P) == pytest.approx(stats.wilcoxon(diff_P).pvalue, rel=1e-9)
