@@ -415,7 +415,7 @@ def as_printed(effects: pd.DataFrame) -> pd.DataFrame:
             "interval": interval(line["low"], line["high"], write),
             "interval90": interval(line["low90"], line["high90"], write),
         }
-        for line, study in zip(effects.to_dict("records"), studies, strict=True)
+        for line, study in zip(effects[["label", *told]].to_dict("records"), studies, strict=True)
     ]
     words = pd.DataFrame(lines, effects.index, ["row", "brief", "interval", "interval90"])
     numbers = (words["brief"] + " " + words["interval"]).where(counts == "", counts)

@@ -67,16 +67,18 @@ def axis_of(*, is_ratio: bool, grid: bool = True) -> alt.Axis:
 
 def margin_band(
     effects: pd.DataFrame, *, upright: bool = False, is_ratio: bool = False
-) -> tuple[alt.Chart, alt.Chart]:
-    """The differences too small to matter, and no difference in their middle."""
+) -> tuple[alt.Chart, ...]:
+    """The differences too small to matter, if a margin says which, and no difference at all."""
     low, high = both(effects["margin"], is_ratio=is_ratio)
     zero = 1 if is_ratio else 0
     empty = alt.Chart(alt.InlineData(values=[{}]))
     band = empty.mark_rect(color=theme.BAND, clip=True)
     rule = empty.mark_rule(color=MUTED, strokeDash=[2, 3])
     if upright:
-        return band.encode(alt.YDatum(low), alt.Y2Datum(high)), rule.encode(alt.YDatum(zero))
-    return band.encode(alt.XDatum(low), alt.X2Datum(high)), rule.encode(alt.XDatum(zero))
+        drawn = band.encode(alt.YDatum(low), alt.Y2Datum(high)), rule.encode(alt.YDatum(zero))
+    else:
+        drawn = band.encode(alt.XDatum(low), alt.X2Datum(high)), rule.encode(alt.XDatum(zero))
+    return drawn if math.isfinite(low) else drawn[1:]
 
 
 def span(frame: pd.DataFrame, *columns: str, around: Iterable[float] = ()) -> list[float]:

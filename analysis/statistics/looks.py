@@ -13,6 +13,7 @@ Legend of shape suffixes: L looks, A levels, K nodes of the integration.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -70,9 +71,7 @@ class Look:
         >>> round(Look((0.5,)).nominal(0.05), 4)
         0.0056
         """
-        return (
-            alpha if self.is_only else float(special.ndtr(-find_bounds(self.fractions, alpha)[-1]))
-        )
+        return alpha if self.is_only else _nominal(self.fractions, alpha)
 
     def repeated(self, p: ArrayLike) -> NDArray[np.float64]:
         """The smallest one-sided error rate at which this look would reject, for its one-sided p.
@@ -104,6 +103,11 @@ class Look:
 
 ONLY_LOOK = Look()
 """The only look at a study, taken at its end."""
+
+
+@functools.cache
+def _nominal(fractions: tuple[float, ...], alpha: float) -> float:
+    return float(special.ndtr(-find_bounds(fractions, alpha)[-1]))
 
 
 def find_bounds(fractions: Sequence[float], alpha: float) -> NDArray[np.float64]:

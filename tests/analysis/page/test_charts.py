@@ -167,3 +167,12 @@ def test_names_are_data_in_the_expressions_of_a_chart():
     expressions = [word for word in json.dumps(spec).split("indexof(") if "alert" in word]
     assert expressions
     assert json.dumps(hostile) in json.dumps(spec).replace('\\"', '"').replace("\\\\", "\\")
+
+
+def test_a_forest_without_a_margin_shades_nothing():
+    rows = [{"row": "slope", "kind": "pool", "arm": "after", "numbers": "+1", "brief": "+1"}]
+    numbers = {"estimate": 1.0, "low": 0.5, "high": 1.5, "low90": 0.6, "high90": 1.4}
+    frame = pd.DataFrame(rows).assign(**numbers, margin=math.nan)
+    spec = charts.forest(frame, MARKS, title="difference").to_dict()
+    assert "rect" not in {layer["mark"]["type"] for layer in spec["layer"]}
+    vl_convert.vegalite_to_svg(spec)
