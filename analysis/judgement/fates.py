@@ -40,7 +40,9 @@ class Fate(Study):
     architecture: str
     depth: int
     variant: str
-    """Further settings that tell the cell from its neighbours."""
+    """Further settings that tell the cell from its neighbours, rates aside."""
+    label: str
+    """The whole name of the cell, as an effect has it; empty of a tuning stage."""
     arm: str
     lr: float
     weight_decay: float
@@ -84,7 +86,8 @@ def find_fates(results: Results, studies: Sequence[Outcomes]) -> Iterator[Fate]:
                 stage="study",
                 architecture=cell.architecture,
                 depth=cell.depth,
-                variant=cell.variant,
+                variant=cell.name_variant(without={"lr", "weight_decay"}),
+                label=cell.label,
                 arm=outcomes.placements[p],
                 **recipe.loc[outcomes.trial_PCS[p, c, is_planned_S][0]].to_dict(),
                 planned=int(is_planned_S.sum()),
@@ -120,6 +123,7 @@ def _find_tuning(results: Results) -> Iterator[Fate]:
         yield Fate(
             **{name: first[name] for name in (*STUDY, "stage", "architecture", "depth")},
             variant=first["variant"],
+            label="",
             arm=name_arm(first["placement"], first["flow"]),
             lr=first["lr"],
             weight_decay=first["weight_decay"],

@@ -10,11 +10,10 @@ from analysis.judgement.studies import STUDY
 from analysis.page import curves
 from analysis.page import frames as tables
 from analysis.page.parts import Figure, Panel, Section, Table
-from analysis.page.theme import capitalized
 from harness.study.wording import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from analysis.judgement.fates import Fate
 
@@ -124,27 +123,15 @@ def count_trained(effects: pd.DataFrame, fates: Sequence[Fate]) -> list[str]:
 
     Of the two humps of such runs a mean is in neither, and an interval of Student's knows one hump.
     """
-    found = {_key(fate, fate.variant, fate.arm): fate for fate in fates if fate.stage == "study"}
+    found = {(*fate.identity_key, fate.label, fate.arm): fate for fate in fates if fate.label}
     words = []
     for row in effects.to_dict("records"):
-        pair = [
-            found.get(
-                (*_identity(row), row["architecture"], row["depth"], row["variant"], row[end])
-            )
-            for end in ("arm", "baseline")
-        ]
+        study = tuple(row[name] for name in STUDY)
+        pair = [found.get((*study, row["label"], row[end])) for end in ("arm", "baseline")]
         is_asked = row["kind"] == "cell" and row["quantity"] == "accuracy"
         if is_asked and any(fate is not None and fate.lost for fate in pair):
             counts = [f"{fate.trained} of {fate.ran}" for fate in pair if fate is not None]
-            words.append(capitalized(f"trained: {', '.join(counts)}"))
+            words.append(f"Trained: {', '.join(counts)}")
         else:
             words.append("")
     return words
-
-
-def _key(study: Fate, variant: str, arm: str) -> tuple[object, ...]:
-    return (*study.identity_key, study.architecture, study.depth, variant, arm)
-
-
-def _identity(row: Mapping[str, object]) -> tuple[object, ...]:
-    return tuple(row[name] for name in STUDY)

@@ -62,9 +62,7 @@ def test_norms_stand_side_by_side_with_word_effect_interval_and_pairs(page):
     rows = re.findall(r'<th scope="row">(C\d).*?</th>(.*?)</tr>', table, flags=re.DOTALL)
     assert [claim for claim, _ in rows] == ["C1", "C2", "C3", "C4", "C5"]
     batch, layer = (text_of(cell) for cell in re.findall("<td.*?</td>", rows[0][1]))
-    pattern = (
-        r". (holds|open): [a-z ]+ .\d\.\d\d points \[.\d\.\d\d, .\d\.\d\d\], 5 pairs in 1 cell"
-    )
+    pattern = r". (holds|open) [a-z ]+ .\d\.\d\d points \[.\d\.\d\d, .\d\.\d\d\], 5 pairs in 1 cell"
     assert re.fullmatch(pattern, batch).group(1) == "holds"
     assert re.fullmatch(pattern, layer).group(1) == "open"
 

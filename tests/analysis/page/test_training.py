@@ -133,6 +133,22 @@ def test_runs_that_did_not_train_are_counted_and_mapped(fates):
     assert tiles == {("before", "0 of 5"), ("after", "0 of 5"), ("none", "2 of 5")}
 
 
+def test_where_rates_are_compared_the_map_goes_by_rate(tmp_path):
+    results = write(
+        tmp_path,
+        {"lr": 0.05},
+        {"lr": 0.4},
+        architectures=("plain",),
+        diverges=lambda t: (t.placement, t.lr) == ("none", 0.4),
+    )
+    found = tuple(find_fates(results, collect_outcomes(results)))
+    (figure,) = show_fates(found).figures
+    assert [panel.title for panel in figure.panels] == ["plain-8"]
+    tiles = [(row["arm"], row["place"], row["words"]) for row in drawn(figure.panels[0])]
+    assert ("none", "0.4", "5 of 5") in tiles
+    assert ("none", "0.05", "0 of 5") in tiles
+
+
 def test_where_every_run_trained_there_is_no_map(fates):
     assert not show_fates([fate for fate in fates if not fate.lost]).figures
 
