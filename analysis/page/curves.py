@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import altair as alt
 
 from analysis.page import theme
-from analysis.page.encodings import colour, layer, margin_band, marked, shape
+from analysis.page.encodings import axis_of, colour, layer, margin_band, marked, shape
 from analysis.page.theme import INK
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def course(
     x = x.scale(type="log", nice=False).axis(axis)
     scale = alt.Scale(type="log" if is_ratio else "linear", domain=list(reach), nice=False)
     y = alt.Y("estimate:Q", scale=scale, title=title)
-    y = y.axis(tickCount=5, **({"format": "~g"} if is_ratio else {}))
+    y = y.axis(axis_of(is_ratio=True, grid=False) if is_ratio else alt.Axis(tickCount=5))
     return layer(
         *margin_band(shown, upright=True, is_ratio=is_ratio),
         known.mark_area(opacity=0.18).encode(
@@ -166,7 +166,7 @@ def flow_by_layer(
     x = alt.X("layer_index:Q").title("layer, from the input").axis(tickMinStep=1, format="d")
     scale = alt.Scale(type="log", domain=list(reach), nice=False)
     base = alt.Chart(theme.inline(flow, "arm", "layer_index", "mean", "low", "high", digits=3))
-    axis = alt.Axis(format="~g", tickCount=4)
+    axis = alt.Axis(format="~g", values=_decades(*reach))
     layers: list[alt.Chart] = [
         base.mark_area(opacity=0.18).encode(
             x, alt.Y("low:Q", scale=scale), colour(marks), y2=alt.Y2("high:Q")
@@ -194,6 +194,13 @@ def flow_by_layer(
     return layer(*layers).properties(width="container", height=220)
 
 
+def _decades(low: float, high: float) -> list[float]:
+    """Where a logarithmic axis is labelled: the powers of ten, and more where they would be few."""
+    digits = (1,) if high > 100 * low else (1, 2, 5)
+    every = (digit * 10.0**power for power in range(-12, 13) for digit in digits)
+    return [value for value in every if low <= value <= high]
+
+
 def flow_map(flow: pd.DataFrame, *, title: str, reach: Sequence[float]) -> alt.Chart:
     """Gradient flow of one arm, layer by time, on a scale that its neighbours share.
 
@@ -217,8 +224,14 @@ def difference_map(flow: pd.DataFrame, *, title: str) -> alt.Chart:
 
 
 def _map(flow: pd.DataFrame, scale: alt.Scale, *, title: str) -> alt.Chart:
+    ends = list(scale.to_dict()["domain"])
     legend = alt.Legend(
-        type="gradient", gradientLength=150, gradientThickness=10, titleLimit=320, format="~g"
+        type="gradient",
+        gradientLength=150,
+        gradientThickness=10,
+        titleLimit=320,
+        format=".2~g",
+        values=ends,
     )
     return (
         alt.Chart(theme.inline(flow, *(name for name in _MAPPED if name in flow), digits=3))

@@ -163,7 +163,7 @@ def test_cells_with_two_humps_show_counts_and_no_interval(results, fates):
     assert set(counts[~is_bimodal & (rows["arm"] != "none")]) == {""}
     section = show_differences(compare(effects), MARKS, fates)
     figure = next(f for f in section.figures if f.name == "forest-accuracy-after-none")
-    told = [row for row in drawn(figure.panels[0]) if row["row"] == "plain-8, 6 epochs"]
+    told = [row for row in drawn(figure.panels[0]) if row.get("row") == "plain-8, 6 epochs"]
     assert told
     assert {row["numbers"] for row in told} == {"Trained: 5 of 5, 3 of 5"}
     assert {row["estimate"] for row in told} == {None}
