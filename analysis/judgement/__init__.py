@@ -3,5 +3,7 @@
 In go the frames of `analysis.load`; out come `Effect`s and `Verdict`s. Read in this order::
 
     studies -> outcomes -> effects -> evidence -> verdicts
-    practice, interactions     what else is asked; no verdict rests on it
+    courses, lengths, fates    what happens along training, at which length, and to which runs
+    practice, interactions     what else is asked; no verdict rests on any of these
+    answers                    the answer of a whole study in one sentence
 """

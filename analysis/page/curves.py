@@ -29,11 +29,13 @@ def learning(
     """Accuracy by epoch, a line per arm with its band.
 
     Shapes:
-        points: one row per arm and epoch: `epoch`, `arm`, `mean`, `low`, `high`.
+        points: one row per arm and epoch: `epoch`, `arm`, `mean`, `low`, `high`, and `is_marked`
+        where the line has a mark: one at every epoch would hide it.
     Units:
         mean, low, high and reach in percent; the domain of all panels is `reach`.
     """
-    data = alt.Chart(theme.inline(points, "epoch", "arm", "mean", "low", "high"))
+    data = alt.Chart(theme.inline(points, "epoch", "arm", "mean"))
+    marked_data = alt.Chart(theme.inline(points[points["is_marked"]], "epoch", "arm", "mean"))
     x = alt.X("epoch:Q").title("epoch").axis(grid=False, tickMinStep=1, format="d")
     scale = alt.Scale(domain=list(reach), nice=False)
     known = alt.Chart(
@@ -46,7 +48,7 @@ def learning(
         data.mark_line(strokeWidth=1.5).encode(
             x, alt.Y("mean:Q", scale=scale, title=title), colour(marks)
         ),
-        data.mark_point(filled=True, size=24, opacity=1).encode(
+        marked_data.mark_point(filled=True, size=28, opacity=1).encode(
             x,
             alt.Y("mean:Q", scale=scale),
             *marked(marks),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.load import spread_times
 from analysis.page import charts, curves, theme
 from analysis.page import frames as tables
 from analysis.page.encodings import span
@@ -172,6 +173,8 @@ def _show_curves(points: Sequence[CurvePoint], marks: Mapping[str, Mark]) -> tup
 def _draw_curves(
     rows: pd.DataFrame, marks: Mapping[str, Mark], *, name: str, title: str, is_aside: bool
 ) -> Figure:
+    shown = spread_times(sorted(rows["epoch"].unique().tolist()))
+    rows = rows.assign(is_marked=rows["epoch"].isin(shown))
     low, high = span(rows, "mean", "low", "high")
     reach = [max(0.0, low), min(100.0, high)]
     return Figure(

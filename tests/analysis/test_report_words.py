@@ -18,7 +18,9 @@ from tests.analysis.conftest import Study, write_plan, write_study
 COLUMNS = {
     field.name for row in (TrialRow, EpochRow, GradientRow, AnalysisPlan) for field in fields(row)
 }
-CODE = re.compile(r"\bdex\b|\blog10\b|\b(?=[a-f]*\d)[0-9a-f]{13,}\b|exploratory: \w+ -|with the flow of")
+CODE = re.compile(
+    r"\bdex\b|\blog10\b|\b(?=[a-f]*\d)[0-9a-f]{13,}\b|exploratory: \w+ -|with the flow of"
+)
 
 
 def write_lengths(folder):
