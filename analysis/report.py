@@ -157,6 +157,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
     from analysis.judgement.verdicts import judge_outcomes
     from analysis.load import load_results
     from analysis.page.files import write_report
+    from analysis.page.pictures import Pictures
     from analysis.page.sections import build_page, with_calibration
 
     with (
@@ -172,6 +173,7 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
             effect for quantity in UNITS for effect in find_effects(quantity, studies, results.plan)
         )
         verdicts = judge_outcomes(studies, results.plan, effects=effects)
+        drawn = Pictures()
         page = build_page(
             results,
             effects,
@@ -185,10 +187,13 @@ def _report(options: argparse.Namespace, folder: Path, command: str) -> Page:
             fates=tuple(find_fates(results, studies)),
             networks=describe_networks(effects, verdicts),
             seen=sighting.seen,
+            begin=drawn.begin,
         )
+        drawn.begin_strips(page.cards)
         page = with_calibration(page, rates.result())
     write_report(
         page,
+        drawn,
         effects,
         folder,
         command=command,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 def write_report(
     page: Page,
+    drawn: Pictures,
     effects: Sequence[Effect],
     folder: Path,
     *,
@@ -46,9 +47,8 @@ def write_report(
     """
     written = datetime.now(UTC)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = pictures.start_drawing(page)
     html = render_page(page, drawn, written=written, command=command, refresh=refresh)
-    converted = _write_figures(drawn, folder, formats)
+    converted = _write_figures(page, drawn, folder, formats)
     drawing.write(folder / "index.html", html)
     drawing.write(folder / "verdicts.json", _render_json(page, written=written))
     numbers = tables.without_formulas(tables.tabulate_effects(effects))
@@ -77,10 +77,13 @@ def _without_bytes(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.drop(columns="test_correct").assign(class_accuracy=shares)
 
 
-def _write_figures(drawn: Pictures, folder: Path, formats: Sequence[str]) -> list[Future[int]]:
+def _write_figures(
+    page: Page, drawn: Pictures, folder: Path, formats: Sequence[str]
+) -> list[Future[int]]:
     """Write every figure as SVG; what else is wanted of it comes from the same picture."""
     figures = {
-        name_file(figure.name): pictures.compose(figure, drawn) for figure in drawn.page.figures
+        name_file(figure.name): pictures.compose(figure, drawn, page.marks)
+        for figure in page.figures
     }
     for name, picture in figures.items():
         drawing.write(folder / "figures" / f"{name}.svg", picture)
@@ -91,7 +94,7 @@ def _write_figures(drawn: Pictures, folder: Path, formats: Sequence[str]) -> lis
             for name, picture in figures.items()
         ]
     if "paper" in formats:
-        converted += write_paper(drawn.page, folder / "paper", figures)
+        converted += write_paper(page, folder / "paper", figures)
     return converted
 
 

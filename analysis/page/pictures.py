@@ -11,7 +11,6 @@ import functools
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -20,10 +19,10 @@ import markupsafe
 from analysis.page import drawing, theme
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from concurrent.futures import Future
 
-    from analysis.page.parts import Figure, Page, Panel
+    from analysis.page.parts import Card, Figure, Panel, Section
     from analysis.page.svg import Drawing
     from analysis.page.theme import Mark
 
@@ -50,33 +49,34 @@ _SYMBOLS = {
 }
 
 
-@dataclass(frozen=True)
 class Pictures:
-    """What is being drawn for a page."""
+    """What the engine draws of a page, from its first section on while Python lays out the next."""
 
-    page: Page
-    """Kept, for panels are found by what they are, not by what they hold."""
-    _drawn: Mapping[int, Future[Drawing]]
+    def __init__(self) -> None:
+        self._begun: dict[int, tuple[Panel, Future[Drawing]]] = {}  # by what a panel is
+
+    def begin(self, section: Section) -> Section:
+        """Have every chart of a section drawn; the section itself."""
+        for figure in section.figures:
+            for panel in figure.panels:
+                self._begin(panel, WIDTHS[figure.columns], legend=not figure.legend)
+        return section
 
     def of(self, panel: Panel) -> Drawing:
-        """The picture of a panel of the page, once it is there."""
-        return self._drawn[id(panel)].result()
+        """The picture of a panel that was begun, once it is there."""
+        _, drawn = self._begun[id(panel)]
+        return drawn.result()
 
+    def begin_strips(self, cards: Iterable[Card]) -> None:
+        """Have the small chart of every card drawn."""
+        for card in cards:
+            if card.panel is not None:
+                self._begin(card.panel, STRIP_WIDTH, legend=False)
 
-def start_drawing(page: Page) -> Pictures:
-    """Have the engine draw every chart of a page, in the order in which they are read."""
-    charts = [(card.panel, STRIP_WIDTH, False) for card in page.cards if card.panel is not None] + [
-        (panel, WIDTHS[figure.columns], not figure.legend)
-        for figure in page.figures
-        for panel in figure.panels
-    ]
-    return Pictures(
-        page,
-        {
-            id(panel): drawing.draw(_spec(panel, width, legend=legend), f"c{number}-")
-            for number, (panel, width, legend) in enumerate(charts)
-        },
-    )
+    def _begin(self, panel: Panel, width: int, *, legend: bool) -> None:
+        prefix = f"c{len(self._begun)}-"
+        drawn = drawing.draw(_spec(panel, width, legend=legend), prefix)
+        self._begun[id(panel)] = (panel, drawn)
 
 
 def _spec(panel: Panel, width: int, *, legend: bool) -> dict[str, Any]:
@@ -144,12 +144,12 @@ def inline(picture: Drawing) -> markupsafe.Markup:
     )
 
 
-def compose(figure: Figure, pictures: Pictures) -> str:
+def compose(figure: Figure, pictures: Pictures, marks: Mapping[str, Mark]) -> str:
     """The figure as one SVG that stands alone: its panels, each below its title, and a legend."""
     width = WIDTHS[figure.columns]
     columns = min(figure.columns, len(figure.panels))
     whole = columns * (width + _GAP) - _GAP
-    legend, top = _legend(figure.legend, pictures.page.marks, whole)
+    legend, top = _legend(figure.legend, marks, whole)
     parts = [legend]
     for start in range(0, len(figure.panels), columns):
         row = figure.panels[start : start + columns]

@@ -25,13 +25,15 @@ from analysis.page.facts import describe_facts
 from analysis.page.fates import show_fates
 from analysis.page.flow import show_flow, show_mechanism
 from analysis.page.interactions import show_interactions
-from analysis.page.parts import Card, Page, Panel
+from analysis.page.parts import Card, Page, Panel, Section
 from analysis.page.practice import show_practice
 from analysis.page.runs import show_integrity, show_tuning
 from analysis.page.training import show_course, show_lengths, show_training
 from harness.study.records import FEWEST_PAIRS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from analysis.judgement.courses import CourseEffect, CurvePoint
     from analysis.judgement.effects import Effect
     from analysis.judgement.fates import Fate
@@ -64,8 +66,12 @@ def build_page(
     lengths: Sequence[LengthEffect] = (),
     fates: Sequence[Fate] = (),
     seen: Sequence[SeenLook] = (),
+    begin: Callable[[Section], Section] = lambda section: section,
 ) -> Page:
-    """Lay out what results, effects and verdicts say, and how often they were looked at."""
+    """Lay out what results, effects and verdicts say, and how often they were looked at.
+
+    `begin` is called with each section as soon as it is there.
+    """
     lost = {trial for fate in fates for trial in fate.lost_trials}
     trials = tables.tabulate_trials(results, lost)
     marks = theme.marks_of(dict.fromkeys(trials["arm"]))
@@ -81,22 +87,22 @@ def build_page(
     comparisons = compare(effects)
     plan = results.plan
     sections = (
-        show_training(points, courses, marks, margin=plan.margin_accuracy),
-        show_lengths(lengths, marks),
-        show_tuning(results, trials, marks),
-        show_course(courses, marks, margin=plan.margin_gradient),
-        show_fates(fates),
-        show_differences(comparisons, marks, fates),
-        show_pairs(studied, comparisons, marks),
-        show_depths(comparisons, marks),
-        show_ranks(ranks),
-        show_interactions(interactions),
-        show_flow(results, studied, comparisons, marks),
-        show_mechanism(comparisons, cards, marks),
-        show_practice(practices),
-        show_integrity(results, trials),
-        show_precision(comparisons, marks, alpha=plan.alpha),
-        show_robustness(verdicts, studies),
+        begin(show_training(points, courses, marks, margin=plan.margin_accuracy)),
+        begin(show_lengths(lengths, marks)),
+        begin(show_tuning(results, trials, marks)),
+        begin(show_course(courses, marks, margin=plan.margin_gradient)),
+        begin(show_fates(fates)),
+        begin(show_differences(comparisons, marks, fates)),
+        begin(show_pairs(studied, comparisons, marks)),
+        begin(show_depths(comparisons, marks)),
+        begin(show_ranks(ranks)),
+        begin(show_interactions(interactions)),
+        begin(show_flow(results, studied, comparisons, marks)),
+        begin(show_mechanism(comparisons, cards, marks)),
+        begin(show_practice(practices)),
+        begin(show_integrity(results, trials)),
+        begin(show_precision(comparisons, marks, alpha=plan.alpha)),
+        begin(show_robustness(verdicts, studies)),
     )
     return Page(
         results=results,
