@@ -106,12 +106,8 @@ def _describe_data(dataset: str) -> str:
 
 
 def _describe_training(study: pd.DataFrame) -> Iterator[str]:
-    optimizers = " or ".join(
-        {"sgd": "SGD with Nesterov momentum " + _values(study, "momentum"), "adamw": "AdamW"}.get(
-            name, name
-        )
-        for name in dict.fromkeys(study["optimizer"])
-    )
+    known = {"sgd": f"SGD with Nesterov momentum {_values(study, 'momentum')}", "adamw": "AdamW"}
+    optimizers = _list((known.get(name, name) for name in dict.fromkeys(study["optimizer"])), "or")
     rates = sorted(study["lr"].unique().tolist())
     rate = (
         _list((f"{rate:g}" for rate in rates), "or")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import special
@@ -86,10 +86,9 @@ class RiskDifference:
     def interval(self, confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The differences that the score test does not reject, from lowest to highest."""
         if np.ndim(self.pairs) == 0:  # of thousands of effects, most count the same few failures
-            low, high = _interval_of(
+            return _interval_of(
                 int(self.arm_only), int(self.baseline_only), int(self.pairs), confidence
             )
-            return np.float64(low), np.float64(high)
         return self._interval(confidence)
 
     def _interval(self, confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -132,7 +131,9 @@ class RiskDifference:
 
 
 @functools.cache
-def _interval_of(arm_only: int, baseline_only: int, pairs: int, confidence: float) -> tuple:
+def _interval_of(
+    arm_only: int, baseline_only: int, pairs: int, confidence: float
+) -> tuple[Any, Any]:
     counts = (np.asarray(count) for count in (arm_only, baseline_only, pairs))
     names = ("arm_only", "baseline_only", "pairs")
     return RiskDifference(**dict(zip(names, counts, strict=True)))._interval(confidence)  # noqa: SLF001
