@@ -101,7 +101,7 @@ def follow_orders(
         if not {arm, baseline} <= set(outcomes.placements):
             continue
         ends = [outcomes.placements.index(name) for name in (arm, baseline)]
-        is_paired_CS = outcomes.trained_PCS[ends].all(0)
+        is_paired_CS = np.asarray(outcomes.trained_PCS[ends].all(0))
         for architecture, epochs, is_member_C in _split_by_length(outcomes):
             is_used_C = is_member_C & (is_paired_CS.sum(-1) >= FEWEST_PAIRS)
             if not is_used_C.any():

@@ -78,7 +78,7 @@ def compare_lengths(
             lengths, weight_LC = _match(outcomes, is_member_C)
             if len(lengths) < 2:
                 continue
-            is_used_C = (weight_LC > 0).any(0)
+            is_used_C = np.asarray((weight_LC > 0).any(0))
             changes_LC = weight_LC - weight_LC[0]
             for number, epochs in enumerate(lengths):
                 level, change = (

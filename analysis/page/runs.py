@@ -136,7 +136,7 @@ def _draw_rates(
         study, architecture, variant, depth = cell
         here = {arm: mark for arm, mark in marks.items() if arm in set(rows["arm"])}
         chart = curves.rates(rows, means, here, title=theme.axis_title(column, unit="%"))
-        words = ", ".join(filter(None, (f"{architecture}-{depth}", variant, study)))
+        words = ", ".join(filter(None, map(str, (f"{architecture}-{depth}", variant, study))))
         panels.append(Panel(words, chart))
     return (
         Figure(

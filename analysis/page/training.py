@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> 
                     str(row["pairs"]),
                     signed(row["estimate"]),
                     interval(row["low"], row["high"]),
-                    *_write_change(row),
+                    *_write_change(row["change"], row["change_low"], row["change_high"]),
                 )
                 for row in rows.to_dict("records")
             ),
@@ -131,10 +132,9 @@ def _tell_change(ends: tuple[LengthEffect, LengthEffect]) -> str:
     )
 
 
-def _write_change(row: Mapping[str, float]) -> tuple[str, str]:
-    if row["change_low"] != row["change_low"]:
-        return NONE, NONE
-    return signed(row["change"]), interval(row["change_low"], row["change_high"])
+def _write_change(change: float, low: float, high: float) -> tuple[str, str]:
+    """A change with its interval; of the shortest length there is none."""
+    return (signed(change), interval(low, high)) if math.isfinite(low) else (NONE, NONE)
 
 
 def _show_curves(points: Sequence[CurvePoint], marks: Mapping[str, Mark]) -> tuple[Figure, ...]:
