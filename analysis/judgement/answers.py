@@ -51,31 +51,40 @@ def _answer_claim(verdict: Verdict, *, is_first: bool) -> str:
     where, effect = _WHERE[verdict.claim], verdict.headline
     if effect is None or not math.isfinite(effect.estimate):
         return f"{where} nothing can be said yet"
-    side = _find_side(verdict).format(norm=verdict.norm_name, activation=verdict.activation_name)
+    side, _ = _find_side(verdict)
+    side = side.format(norm=verdict.norm_name, activation=verdict.activation_name)
     return f"{where} {side} ({_quote(effect, verdict.word, is_first=is_first)})"
 
 
 _SIDES = {
-    "after": "{norm} is better after {activation}",
-    "before": "{norm} is better before {activation}",
-    "neither": "neither order is best",
-    "equal": "the order makes no difference that matters",
-    "equal on average": "the order makes no difference that matters on average, and in single networks "
-    "that is open",
-    "C1": "it is open which order is better",
-    "C3": "it is open whether the order matters",
+    "after": ("{norm} is better after {activation}", "after better"),
+    "before": ("{norm} is better before {activation}", "before better"),
+    "not after": ("{norm} after {activation} is not best", "after not best"),
+    "matters": ("the order matters", "the order matters"),
+    "equal": ("the order makes no difference that matters", "no difference that matters"),
+    "equal on average": (
+        "the order makes no difference that matters on average, though single networks may differ",
+        "none on average",
+    ),
+    "C1": ("it is open which order is better", "open"),
+    "C3": ("it is open whether the order matters", "open"),
 }
-"""What can be found, in words that stand behind where; by claim what is said where it is open."""
+"""What can be found, in words that stand behind where, and in short; by claim where it is open."""
 
 
-def _find_side(verdict: Verdict) -> str:
-    assert verdict.headline is not None, "a side is that of an effect"
-    side = "after" if verdict.headline.estimate > 0 else "before"
-    # C1 asks for more than a side: the order that does better must beat no norm at all.
-    is_beaten = verdict.claim == "C1" and side == "after"
+def _find_side(verdict: Verdict) -> tuple[str, str]:
+    """A side is named where the difference itself shows it: a word may also rest on the risk of not
+    training, on one network, or on a third arm.
+    """
+    effect = verdict.headline
+    assert effect is not None, "a side is that of an effect"
+    shown = "after" if effect.low > 0 else "before" if effect.high < 0 else ""
+    is_c1 = verdict.claim == "C1"
     words = {
-        "supported": side,
-        "contradicted": "neither" if is_beaten else side,
+        "supported": "after",
+        "contradicted": (shown if shown == "before" else "not after")
+        if is_c1
+        else shown or "matters",
         "equivalent": "equal",
         "equivalent on average": "equal on average",
     }
@@ -114,10 +123,7 @@ def _name_side(verdict: Verdict) -> str:
     effect = verdict.headline
     if effect is None or not math.isfinite(effect.estimate):
         return "nothing to say yet"
-    side = _find_side(verdict)
-    names = {"after": "after better", "before": "before better", "neither": "neither order best"}
-    names |= {"equal": "no difference that matters", "equal on average": "none on average"}
-    return next((name for key, name in names.items() if _SIDES[key] == side), "open")
+    return _find_side(verdict)[1]
 
 
 def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
