@@ -267,10 +267,10 @@ def test_each_study_has_families_of_its_own():
     assert own == [e.p_holm for e in alone if e.kind == "cell"]
 
 
-def test_gradient_flow_is_judged_in_dex_at_the_margin_of_the_plan(results):
+def test_gradient_flow_is_judged_as_the_logarithm_of_a_ratio_at_the_margin_of_the_plan(results):
     for window in WINDOWS:
         effect = pick(gradient_effects(results), label="skip-free CNNs", family="C2", window=window)
-        assert effect.unit == "dex"
+        assert effect.unit == "log10 of the ratio"
         assert effect.margin == pytest.approx(np.log10(1.25))
         assert effect.estimate == pytest.approx(0.3, abs=5 * effect.se)
         assert np.isnan(effect.test_se)

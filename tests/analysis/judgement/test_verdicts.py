@@ -162,7 +162,7 @@ def test_divergences_are_a_risk_with_an_interval():
     diverges = [("after", 4 + c, 0) for c in range(4)]
     found = verdicts(make([0.0] * 4, seeds=8, diverges=diverges))["C3"]
     assert "pairs after alone failed to train in 4 and before alone in 0" in found.sentence
-    assert "a risk difference of +12 points [+" in found.sentence
+    assert "a difference in risk of +12 points [+" in found.sentence
     assert "after fails to train more often than before by +12 points [90 %:" in found.reason
     assert found.settle == "more seeds or a recipe under which both placements train"
     assert np.isnan(found.smallest_margin)
