@@ -130,7 +130,7 @@ def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
     """How the difference changes from the shortest to the longest training."""
     of: dict[str, list[LengthEffect]] = {}
     for one in lengths:
-        of.setdefault(one.architecture, []).append(one)
+        of.setdefault(one.networks, []).append(one)
     parts: dict[tuple[int, int], list[str]] = {}
     for name, found in of.items():
         parts.setdefault((found[0].epochs, found[-1].epochs), []).append(

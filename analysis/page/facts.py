@@ -28,7 +28,7 @@ def describe_facts(results: Results) -> tuple[tuple[str, str], ...]:
         ("networks", "; ".join(_name_networks(planned))),
         ("arms", ", ".join(planned["placement"].unique())),
         ("seeds", _count_seeds(planned)),
-        ("training", _describe_training(planned)),
+        ("training", _describe_training(planned, deciding=results.plan.epochs)),
         ("norm, activation, optimizer", "; ".join(_name_ingredients(planned))),
         ("hardware", _name_hardware(results.trials)),
     )
@@ -65,11 +65,13 @@ def _count_seeds(planned: pd.DataFrame) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _describe_training(planned: pd.DataFrame) -> str:
+def _describe_training(planned: pd.DataFrame, *, deciding: int) -> str:
     parts = []
     for name, words in (("epochs", "{} epochs"), ("batch_size", "batches of {}")):
         values = sorted(planned[name].unique().tolist())
         parts.append(words.format(_list(str(value) for value in values)))
+        if name == "epochs" and deciding and len(values) > 1:
+            parts[-1] += f" (the claims are judged after {deciding})"
     rates = sorted(planned["lr"].unique().tolist())
     told = _list(f"{rate:g}" for rate in rates)
     parts.append(f"learning rate {told}" if len(rates) <= 3 else f"{len(rates)} learning rates")

@@ -72,19 +72,19 @@ def show_course(
 
 
 def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> Section:
-    """The difference at each length of training, architecture by architecture."""
+    """The difference at each length of training, for the networks that have the same lengths."""
     title = "Is it speed, or where training ends?"
     if not lengths:
         return Section("lengths", title)
-    rows = _name_panels(pd.DataFrame(lengths), ["architecture"])
+    rows = _name_panels(pd.DataFrame(lengths), ["networks"])
     what = f"{lengths[0].arm} {theme.MINUS} {lengths[0].baseline} (points)"
     reach = span(rows, "estimate", "low", "high", around=[*rows["margin"], *-rows["margin"]])
     figure = Figure(
         name="lengths",
         title=f"Test accuracy by length of training: {what}",
         description=(
-            "Mean difference at the end of trainings of each length, with its 95 % interval, over the "
-            "networks that were trained at every length. Each length is a training of its own, with a "
+            "Mean difference at the end of trainings of each length, with its 95 % interval, over "
+            "networks that were trained at each of them. Each length is a training of its own, with a "
             "schedule of its own. Shaded: differences too small to matter. A difference that is there "
             "at short lengths and gone at long ones is one of speed."
         ),
@@ -119,14 +119,14 @@ def _ends(lengths: Sequence[LengthEffect]) -> list[tuple[LengthEffect, LengthEff
     """Of each network of each study the shortest and the longest training."""
     of: dict[object, list[LengthEffect]] = {}
     for one in lengths:
-        of.setdefault((one.identity_key, one.architecture), []).append(one)
+        of.setdefault((one.identity_key, one.networks), []).append(one)
     return [(found[0], found[-1]) for found in of.values()]
 
 
 def _tell_change(ends: tuple[LengthEffect, LengthEffect]) -> str:
     shortest, longest = ends
     return (
-        f"{longest.architecture}: {signed(shortest.estimate)} points after {shortest.epochs} epochs, "
+        f"{longest.networks}: {signed(shortest.estimate)} points after {shortest.epochs} epochs, "
         f"{signed(longest.estimate)} after {longest.epochs}, a change of {signed(longest.change)} "
         f"{interval(longest.change_low, longest.change_high)}."
     )

@@ -102,7 +102,7 @@ def test_lengths_of_training_are_told_of_the_first_study():
     lengths = [
         LengthEffect(
             **replace(study, norm=norm).identity,
-            architecture="resnet",
+            networks="resnet",
             arm="after",
             baseline="before",
             epochs=epochs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -23,7 +25,7 @@ def results(tmp_path_factory):
 
 def test_a_difference_of_speed_is_there_at_first_and_gone_at_the_end(results):
     found = list(compare_lengths(collect_outcomes(results), results.plan))
-    assert [(one.architecture, one.epochs, one.pairs) for one in found] == [
+    assert [(one.networks, one.epochs, one.pairs) for one in found] == [
         ("plain", 2, 5),
         ("plain", 6, 5),
         ("resnet", 2, 5),
@@ -41,7 +43,7 @@ def test_a_change_is_paired_by_seed(results):
     (long,) = (
         one
         for one in compare_lengths(collect_outcomes(results), results.plan)
-        if (one.architecture, one.epochs) == ("resnet", 6)
+        if (one.networks, one.epochs) == ("resnet", 6)
     )
     rows = results.trials[results.trials["architecture"] == "resnet"]
     wide = rows.pivot_table(
@@ -68,6 +70,24 @@ def test_a_network_that_lacks_a_length_is_in_none(tmp_path):
     found = list(compare_lengths(collect_outcomes(results), results.plan))
     assert [one.cells for one in found] == [1, 1]
     assert all(one.estimate < 2 for one in found)
+
+
+def test_what_only_some_networks_have_is_compared_in_these_alone(tmp_path):
+    results = write(
+        tmp_path,
+        {"epochs": 2},
+        {"epochs": 6},
+        {"epochs": 2, "width_factor": 0.5},
+        {"epochs": 6, "width_factor": 0.5},
+        {"epochs": 12},
+        architectures=("plain",),
+    )
+    studies = collect_outcomes(replace(results, plan=replace(results.plan, epochs=6)))
+    found = list(compare_lengths(studies, results.plan))
+    assert [(one.networks, one.epochs, one.cells) for one in found] == [
+        *(("plain", epochs, 2) for epochs in (2, 6)),
+        *(("plain-8", epochs, 1) for epochs in (2, 6, 12)),
+    ]
 
 
 def test_one_length_is_no_comparison(tmp_path):

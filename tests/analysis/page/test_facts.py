@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from analysis.judgement.studies import name_dataset
@@ -17,6 +19,8 @@ def test_a_reader_learns_on_what_data_with_what_networks_and_how_often(tmp_path)
         seeds=range(4),
     )
     facts = dict(describe_facts(results))
+    judged = dict(describe_facts(replace(results, plan=replace(results.plan, epochs=6))))
+    assert judged["training"].startswith("2 and 6 epochs (the claims are judged after 6), batches")
     hardware = facts.pop("hardware")
     assert facts == {
         "data": "Fashion-MNIST, 10,000 of 55,000 training images, 10,000 to test",
