@@ -125,9 +125,9 @@ def _describe_training(study: pd.DataFrame) -> Iterator[str]:
         f"Augmentation: {_names(study, 'augmentation')}; label smoothing: "
         f"{_values(study, 'label_smoothing')}; precision: {_names(study, 'precision')}."
     )
-    if study["flow"].any():
+    if (study["flow"] != "own").any():
         yield (
-            "Arms with the flow of another take each layer's step in their own direction and in "
+            "Arms with the steps of another take each layer's step in their own direction and in "
             "the relative size of the other arm's."
         )
 

@@ -115,6 +115,10 @@ def test_the_answer_and_the_data_stand_ahead_of_every_verdict(page, folder):
         assert sentence.startswith("So far, ")
 
 
+def test_borrowed_steps_are_explained_where_an_arm_borrows_some(page, folder):
+    assert ("Arms with the steps of another" in page) == ("lengths" in str(folder))
+
+
 def test_a_card_has_its_answer_first_in_its_colour_and_leads_to_its_section(page, folder):
     content = json.loads((folder / "report" / "verdicts.json").read_text(encoding="utf-8"))
     cards = re.findall(r'<article class="card.*?</article>', page, flags=re.DOTALL)

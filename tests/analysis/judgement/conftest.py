@@ -108,7 +108,7 @@ def make(
             "wall_time_PCS": np.full(shape, 36.0),
             "chance": CHANCE,
             "images": 10_000,
-            "graft_errors": {name: 0.0 for name in placements if "with the flow" in name},
+            "graft_errors": {name: 0.0 for name in placements if "steps of" in name},
             **changes,
         }
     )
