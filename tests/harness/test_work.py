@@ -281,3 +281,18 @@ def test_rows_of_other_code_are_not_mixed_with_new_ones(plan, capsys):
     store.write_failure(make_failure(store.read_plan().trials[1]))
     assert work(["rows"]) == 3
     assert "add --accept-other-code" in capsys.readouterr().err
+
+
+def test_a_plan_that_is_given_again_adds_what_the_tuning_stage_leads_to(plan):
+    grid = GRID.replace("seeds: 4", "seeds: 2\ntuning: {lr: [0.05, 0.1], seeds: 1, epochs: 1}")
+    store = plan(grid=grid)
+    sizes = [len(store.read_plan().trials)]
+    while not store.read_choices():
+        for trial in store.read_plan().trials:
+            if trial.stage != "study":  # the middle one of the rates is the best
+                rows = make_rows(trial, validation_accuracy=1 - abs(trial.lr - 0.1))
+                store.write_trial(rows)
+        plan(grid=grid)
+        sizes.append(len(store.read_plan().trials))
+        assert sizes[-1] > sizes[-2]
+    assert "tuned" in {trial.recipe for trial in store.read_plan().trials}
