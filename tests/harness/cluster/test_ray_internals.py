@@ -35,6 +35,9 @@ def names_in(code: CodeType) -> set[str]:
             "generate_and_save_token",
         ),
         ("ray._private.node:Node._register_shutdown_hooks", "set_sigterm_handler"),
+        ("ray._private.node:Node.start_head_processes", "start_api_server"),
+        ("ray._private.node:Node.start_head_processes", "start_monitor"),
+        ("ray._private.node:Node.start_ray_processes", "start_log_monitor"),
     ],
 )
 def test_ray_still_calls_what_a_start_replaces(caller, name):
@@ -58,6 +61,7 @@ def test_what_a_start_replaces_is_put_back():
             ray_internals.services.ConsolePopen,
             ray_internals.utils.set_sigterm_handler,
             signal.getsignal(signal.SIGTERM),
+            *(getattr(ray_internals.Node, name) for name in ray_internals.STARTERS),
         )
 
     before = look()
@@ -73,6 +77,7 @@ def test_what_a_start_replaces_is_put_back():
     [
         ("ray._private.services", "ConsolePopen"),
         ("ray._private.utils", "set_sigterm_handler"),
+        ("ray._private.node.Node", "start_monitor"),
         ("ray.autoscaler.v2.sdk", "get_cluster_status"),
     ],
 )
@@ -101,5 +106,6 @@ def test_rays_processes_get_no_signal_of_ours_and_the_cluster_can_be_asked():
         assert groups["gcs_server"]
         assert groups["raylet"]
         assert all(groups.values())
+        assert sum(name.startswith("python") for name in groups) == 0  # what a run does not use
         assert ray_internals.read_node_groups() == {}
         assert ray_internals.find_refused_groups() == frozenset()
