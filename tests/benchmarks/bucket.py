@@ -122,8 +122,8 @@ def _serve(size: int) -> None:
         rows = to_tables(make_rows(trial, dataset=trial.dataset))["trials"]
         # Of the others a start sees only that they are there.
         content = {"trials": encode(rows), "epochs": b"some", "gradients": b"some"}
-        for table in content:
-            key = backend.put_object(BUCKET, f"rows/{table}/{trial.id}.parquet", content[table])
+        for table, held in content.items():
+            key = backend.put_object(BUCKET, f"rows/{table}/{trial.id}.parquet", held)
             key.last_modified = written
     app = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
