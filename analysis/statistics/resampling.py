@@ -90,7 +90,7 @@ def signed_rank_test(diff_P: NDArray[np.float64]) -> float:
     pairs = len(nonzero_P)
     spread = np.sqrt((pairs * (pairs + 1) * (2 * pairs + 1) - (ties**3 - ties).sum() / 2) / 24)
     excess = abs(twice / 2 - pairs * (pairs + 1) / 4)
-    return float(2 * special.ndtr(-max(0.0, excess - 0.5) / spread))
+    return float(2 * special.ndtr(-excess / spread))
 
 
 def hodges_lehmann(diff_P: NDArray[np.float64]) -> float:
