@@ -406,7 +406,7 @@ class AnalysisForm(Form):
     control: Annotated[str, Rule(_check_control, allowed="a placement of the grid")] = _unsaid(
         "none"
     )
-    epochs: Annotated[int, _whole(1, 10_000)] = _unsaid("12")
+    epochs: Annotated[int, _whole(1, 10_000)] = _unsaid("200")
     looks: Annotated[
         _OneOrMore[Annotated[int, _whole(2, 10_000)]], AfterValidator(_check_increasing)
     ] = _unsaid("[3, 5, 10]")

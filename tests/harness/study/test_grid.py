@@ -191,7 +191,7 @@ WRONG = [
     (
         "tuning of something else",
         "seeds: 2\ntuning: {lr: 0.1, seeds: 2, momentun: 0.9}\n" + PRODUCT,
-        "my.yaml:2: tuning.momentun: not a choice of the tuning stage: lr, weight_decay, seeds, epochs, extensions",
+        "my.yaml:2: tuning.momentun: not a choice of the tuning stage: lr, weight_decay, seeds, epochs, extensions, common",
     ),
     (
         "tuning that says nothing",
