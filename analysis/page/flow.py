@@ -35,6 +35,8 @@ def show_flow(
     comparisons: Sequence[Comparison],
     marks: Mapping[str, Mark],
 ) -> Section:
+    if deciding := results.plan.epochs:  # the course tells of the other lengths
+        trials = trials[trials["epochs"] == deciding]
     is_deepest = trials["depth"] == trials.groupby("panel", sort=False)["depth"].transform("max")
     deepest = trials[is_deepest]
     readings = tables.read_flow(results, deepest)

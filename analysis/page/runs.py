@@ -48,6 +48,7 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
         for row, study in zip(choices.to_dict("records"), studies, strict=True)
     )
     edges = int(choices["at_edge"].sum())
+    is_common_too = bool((trials["recipe"] == "common").any())
     warning = (
         f" {edges} of {len(choices)} arms do best at the smallest or largest rate tried: a better "
         "one may lie beyond, and their comparison is fair only as far as the list reaches."
@@ -67,8 +68,8 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
         "Which recipe did each arm get?" if rows else "Does it depend on the learning rate?",
         (
             "At one common rate the order with the larger steps may win or lose by its steps alone. So "
-            "each arm was also trained at the recipe that scored best on validation images, with seeds "
-            "of its own that the study does not use. A run that diverged (✕) scores 0."
+            f"each arm was {'also ' * is_common_too}trained at the recipe that scored best on "
+            "validation images, with seeds of its own that the study does not use. A run that diverged (✕) scores 0."
             + (warning if edges else "")
         )
         * bool(rows),

@@ -87,7 +87,9 @@ def build_page(
     comparisons = compare(effects)
     plan = results.plan
     sections = (
-        begin(show_training(points, courses, marks, margin=plan.margin_accuracy)),
+        begin(
+            show_training(points, courses, marks, margin=plan.margin_accuracy, deciding=plan.epochs)
+        ),
         begin(show_lengths(lengths, marks)),
         begin(show_tuning(results, trials, marks)),
         begin(show_course(courses, marks, margin=plan.margin_gradient)),

@@ -37,8 +37,9 @@ def show_training(
     marks: Mapping[str, Mark],
     *,
     margin: float,
+    deciding: int = 0,
 ) -> Section:
-    """Learning curves of every network, and the paired difference along training."""
+    """Learning curves of every network, of the deciding length first, and the paired difference."""
     return Section(
         "training",
         "How does each order learn?",
@@ -46,7 +47,10 @@ def show_training(
         "the end."
         if points
         else "",
-        (*_show_curves(points, marks), *_show_differences(courses, marks, margin=margin)),
+        (
+            *_show_curves(points, marks, deciding=deciding),
+            *_show_differences(courses, marks, margin=margin),
+        ),
     )
 
 
@@ -137,8 +141,10 @@ def _write_change(change: float, low: float, high: float) -> tuple[str, str]:
     return (signed(change), interval(low, high)) if math.isfinite(low) else (NONE, NONE)
 
 
-def _show_curves(points: Sequence[CurvePoint], marks: Mapping[str, Mark]) -> tuple[Figure, ...]:
-    """The longest training first, in the study that is the page's first; the others on demand."""
+def _show_curves(
+    points: Sequence[CurvePoint], marks: Mapping[str, Mark], *, deciding: int
+) -> tuple[Figure, ...]:
+    """The deciding or longest training first, in the page's first study; the others on demand."""
     if not points:
         return ()
     rows = pd.DataFrame(points)
@@ -146,11 +152,12 @@ def _show_curves(points: Sequence[CurvePoint], marks: Mapping[str, Mark]) -> tup
     rows["study"] = tables.name_studies(rows)
     rows = _name_panels(rows, ["network", "variant"])
     is_first = rows["study"] == rows["study"].iloc[0]
-    is_longest = rows["epochs"] == rows["epochs"].max()
+    lengths = sorted(rows["epochs"].unique(), key=lambda epochs: (epochs != deciding, -epochs))
+    is_leading = rows["epochs"] == lengths[0]
     deepest = rows.groupby(["architecture", "study"])["depth"].transform("max")
-    has_several = len(rows["epochs"].unique()) > 1
+    has_several = len(lengths) > 1
     figures = []
-    for epochs in sorted(rows["epochs"].unique(), reverse=True):
+    for epochs in lengths:
         of_length = rows["epochs"] == epochs
         first = of_length & is_first
         if rows.loc[first, "panel"].nunique() > MOST_PANELS:
@@ -164,7 +171,7 @@ def _show_curves(points: Sequence[CurvePoint], marks: Mapping[str, Mark]) -> tup
                         marks,
                         name=f"learning-{epochs}" + "-others" * bool(ending),
                         title=f"Learning curves{ending}{words}",
-                        is_aside=bool(ending) or not is_longest[chosen].all(),
+                        is_aside=bool(ending) or not is_leading[chosen].all(),
                     )
                 )
     return tuple(sorted(figures, key=lambda figure: figure.is_aside))

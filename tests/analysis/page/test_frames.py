@@ -205,6 +205,14 @@ def test_recipes_are_told_apart_where_there_are_several(results):
     }
 
 
+def test_one_recipe_has_no_name_beside_the_stage_that_found_it(results):
+    study = results.planned.assign(recipe="tuned")
+    stage = results.planned.assign(recipe="tuning")
+    named = tables.name_studies(pd.concat([study, stage], ignore_index=True))
+    assert named == [""] * len(study) + ["tuning stage"] * len(stage)
+    assert tables.name_studies(stage) == [""] * len(stage)
+
+
 def test_pairs_are_the_differences_of_the_effects(results):
     effects = accuracy_effects(results)
     pairs = tables.tabulate_pairs(effects)

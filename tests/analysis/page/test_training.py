@@ -74,6 +74,15 @@ def test_every_point_of_a_curve_is_drawn(results, studies):
         assert means == wanted
 
 
+def test_the_curves_of_the_length_that_decides_come_first(results, studies):
+    points = tuple(follow_arms(results, studies))
+    for deciding, first in ((0, 6), (2, 2), (6, 6)):
+        leading, *others = show_training(points, (), MARKS, margin=0.5, deciding=deciding).figures
+        assert leading.name == f"learning-{first}"
+        assert not leading.is_aside
+        assert all(figure.is_aside for figure in others)
+
+
 def test_of_many_networks_the_deepest_are_shown_at_once():
     point = CurvePoint(
         dataset="digits",
