@@ -223,9 +223,10 @@ _PLANNED_WORDS: Mapping[str, str] = {
     "alpha": "the error rate",
     "gradient_column": "the measure of gradient flow",
     "control": "the control",
+    "epochs": "the length of training that decides",
     "looks": "the looks",
 }
-"""What the grid fixes ahead, as readers say it."""
+"""What the grid fixes ahead, all of it but its name, as readers say it."""
 
 
 def _find_changed_plans(plans: Sequence[Plan]) -> Iterable[str]:

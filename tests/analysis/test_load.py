@@ -361,6 +361,17 @@ def test_a_margin_changed_in_sight_of_results_is_warned_of(folder):
     assert "the margin of accuracy from 0.5 to 1.0; the looks from () to (2,)" in warning
 
 
+@pytest.mark.parametrize(
+    "field", [field for field in fields(AnalysisPlan) if field.name != "grid"], ids=lambda f: f.name
+)
+def test_whatever_the_grid_fixes_is_named_where_it_is_changed_in_sight_of_results(folder, field):
+    """One that has no words would end the report in a traceback."""
+    other = {"str": "none", "float": 1.5, "int": 12, "tuple[int, ...]": (2,)}[field.type]
+    have_plans(folder, ({}, 0), ({field.name: other}, 6))
+    (warning,) = load_results(str(folder)).warnings
+    assert f" to {other}" in warning
+
+
 def test_every_change_in_sight_of_results_is_told_also_one_taken_back(folder):
     have_plans(folder, ({}, 0), ({"margin_accuracy": 2.0}, 3), ({"alpha": 0.05}, 9))
     first, second = load_results(str(folder)).warnings
