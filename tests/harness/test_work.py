@@ -67,9 +67,15 @@ def list_claims(store: Store) -> list[dict]:
     return [json.loads(content) for content in contents if content]
 
 
-def wait_until_at_work(process: subprocess.Popen[str], store: Store) -> None:
+def wait_until_at_work(
+    process: subprocess.Popen[str], store: Store, *, is_training: bool = False
+) -> None:
+    """Until it has taken a pack; or until a heartbeat tells that this one is in training."""
     for _ in range(1_200):
-        if any(claim["pid"] == process.pid and "at" in claim for claim in list_claims(store)):
+        claims = [claim for claim in list_claims(store) if claim["pid"] == process.pid]
+        if any(": epoch " in line for claim in claims for line in claim["progress"]):
+            return
+        if not is_training and any("at" in claim for claim in claims):
             return
         time.sleep(0.05)
     pytest.fail("it took nothing")
@@ -127,7 +133,7 @@ def test_a_signal_keeps_what_is_finished_and_says_how_to_go_on(plan, number, cod
     store = plan("epochs=1000")
     store.write_trial(make_rows(store.read_plan().trials[0]))
     with begin("--accept-other-code") as process:
-        wait_until_at_work(process, store)
+        wait_until_at_work(process, store, is_training=True)
         process.send_signal(number)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == code
