@@ -227,16 +227,17 @@ def _graph_of(trial: Trial, options: argparse.Namespace) -> fx.Graph:
 def _graph_of_own(trial: Trial, options: argparse.Namespace) -> fx.Graph:
     """Of a user's network, with the norm and activation it is written with; refused as by a run."""
     from harness.training.graphs import build_graph, rewrite_model  # noqa: PLC0415 - as above
+    from harness.training.kinds import Unfit  # noqa: PLC0415 - as above
 
     while True:
         try:
             build_graph(trial, options.shape, options.classes)
             return rewrite_model(trial, options.shape, options.classes).graph
         except GridError as error:
-            named = re.search(r"say `(norm|activation): (\w+)`", str(error))
-            if named is None or getattr(trial, named[1]) == named[2]:
+            says = error.__cause__.says if isinstance(error.__cause__, Unfit) else {}
+            if all(getattr(trial, name) == value for name, value in says.items()):
                 raise
-            trial = replace(trial, **{named[1]: named[2]})
+            trial = replace(trial, **says)
 
 
 def _describe(graph: fx.Graph) -> Iterator[str]:

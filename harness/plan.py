@@ -190,12 +190,11 @@ def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str)
             f"{forecast.basis}"
         )
         if grid.tuning and not outlook.choices:
-            tuned = list(
-                filter(outlook.extent.covers, grid.trials) if outlook.extent else grid.trials
-            )
+            extent = outlook.extent
+            later = [trial for trial in grid.trials if not extent or extent.covers(trial)]
             lines.append(
-                f"           then {format_duration(forecast.wall_time(tuned, workers))} for "
-                f"{format_count(len(tuned), 'trial')} at each arm's best recipe"
+                f"           then {format_duration(forecast.wall_time(later, workers))} for "
+                f"{format_count(len(later), 'trial')} at each arm's best recipe"
             )
         lines.append(f"disk       roughly {format_size(sum(map(guess_bytes, missing)))}")
         if CLUSTER_FILE.exists():

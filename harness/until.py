@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from harness.study.errors import GridError
 from harness.study.facts import look_up_facts
-from harness.study.trials import Trial
+from harness.study.trials import Trial, find_pack_mistake
+from harness.study.tuning import without_recipe
 from harness.study.wording import format_count
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Extent:
         known = [trial for trial in plan.trials if trial.stage == "study"]
         there = cls(start.looks, seeds, Counter(map(cell_of, known)))
         is_tuned_alone = grid.tuning is not None and not grid.tuning.common
-        own = _at_any_recipe if is_tuned_alone else cell_of
+        own = without_recipe if is_tuned_alone else cell_of
         is_ours = (
             set(map(own, grid.trials)) <= set(map(own, known))
             and all(count in start.looks for count in there.counts.values())
@@ -94,9 +95,7 @@ class Extent:
             return f"the last look is at {looks[-1]} seeds and the grid has {most}; make them equal, {advice}"
         for look in looks:
             for size in pack_sizes:
-                own = set(self.seeds[:look])
-                firsts = {seed - seed % size for seed in own}
-                if not own.issuperset(n for first in firsts for n in range(first, first + size)):
+                if find_pack_mistake(size, self.seeds[:look]):
                     return (
                         f"a look at {look} seeds would cut a pack of {size}, whose seeds train "
                         f"together; plan looks that do not, {advice}"
@@ -107,18 +106,6 @@ class Extent:
 def cell_of(trial: Trial) -> Trial:
     """What the seeds of a cell and arm share, as its trial of seed 0."""
     return replace(trial, seed=0)
-
-
-def _at_any_recipe(trial: Trial) -> Trial:
-    """The cell, as the grid has it and as the tuning stage has made it."""
-    recipe = {
-        "recipe": "",
-        "lr": 0.0,
-        "weight_decay": 0.0,
-        "flow_lr": 0.0,
-        "flow_weight_decay": 0.0,
-    }
-    return replace(cell_of(trial), **recipe)
 
 
 def ask(location: str, *, allow_mixed: bool) -> Decision:

@@ -124,7 +124,7 @@ def name_studies(rows: pd.DataFrame) -> list[str]:
     where one of them is another than the paper's.
     """
     datasets, recipes = (
-        rows[name] if rows[name].nunique() > 1 else pd.Series("", rows.index)
+        rows[name] if len(rows[name].unique()) > 1 else pd.Series("", rows.index)
         for name in ("dataset", "recipe")
     )
     if len(set(recipes) - {"tuning"}) < 2:  # the study has one recipe, whatever came ahead of it

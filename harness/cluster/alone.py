@@ -84,13 +84,13 @@ class Alone:
             for pack in packs:
                 if self._stop.is_set():
                     return
-                if self._is_over(pack):
+                if self._look(pack) is None:
                     continue
                 if not self._lease.take(find_first(pack).id):
                     left.append(pack)
-                elif not self._is_over(pack):  # by whoever was at it until now
+                elif standing := self._look(pack):  # again, after whoever was at it until now
                     has_trained = True
-                    if not self._train_once(pack):
+                    if not self._train_once(pack, standing):
                         left.append(pack)
             packs = left
             if packs and not has_trained:  # others are at all of it: one of them may be lost
@@ -98,8 +98,8 @@ class Alone:
                 self._watcher.note_running(0)
                 self._stop.wait(LOOK_EVERY)
 
-    def _is_over(self, pack: Pack) -> bool:
-        """Is every trial of the pack finished, by whomever, or given up?"""
+    def _look(self, pack: Pack) -> Standing | None:
+        """How the pack stands; None once each of its trials is finished, by whomever, or given up."""
         ids = {trial.id for trial in pack}
         hopeless = find_hopeless(self._store.read_failures(trial_ids=ids))
         standing = Standing.read(self._store, self._lease.run, [pack])
@@ -107,11 +107,10 @@ class Alone:
         for trial in pack if is_over else ():
             status = "done" if trial.id in standing.finished else "failed"
             self._watcher.note_finish(Finish(trial.id, status))
-        return is_over
+        return None if is_over else standing
 
-    def _train_once(self, pack: Pack) -> bool:
+    def _train_once(self, pack: Pack, standing: Standing) -> bool:
         """One start of a pack; is it settled?"""
-        standing = Standing.read(self._store, self._lease.run, [pack])
         due = Due(pack, standing.attempt(pack), sum(map(self._limit, pack)))
         start = Start(
             pack,

@@ -104,11 +104,11 @@ def apply_choices(study: Iterable[Trial], choices: Iterable[ChoiceRow]) -> tuple
     best: dict[Trial, ChoiceRow] = {}
     for choice in choices:
         if choice.chosen:
-            best[_arm(Trial(**settings_of(choice)))] = choice
+            best[without_recipe(Trial(**settings_of(choice)))] = choice
     tuned: list[Trial] = []
     for trial in study:
-        chosen = best.get(_arm(replace(trial, flow="own")))
-        donor = best.get(_arm(trial.donor)) if trial.flow != "own" else None
+        chosen = best.get(without_recipe(replace(trial, flow="own")))
+        donor = best.get(without_recipe(trial.donor)) if trial.flow != "own" else None
         if chosen is None or (donor is None and trial.flow != "own"):
             continue
         recipe = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}
@@ -123,13 +123,14 @@ def _cells(study: Iterable[Trial]) -> Iterable[Trial]:
     cells: dict[Trial, Trial] = {}
     for trial in study:
         if trial.flow == "own":
-            cells.setdefault(_arm(trial), replace(trial, seed=0))
+            cells.setdefault(without_recipe(trial), replace(trial, seed=0))
     return cells.values()
 
 
-def _arm(trial: Trial) -> Trial:
-    """The cell without its recipe."""
-    return replace(trial, seed=0, lr=0.0, weight_decay=0.0)
+def without_recipe(trial: Trial) -> Trial:
+    """The cell and arm of a trial, equal whether at the common recipe or at the one chosen for it."""
+    rates = {"lr": 0.0, "weight_decay": 0.0, "flow_lr": 0.0, "flow_weight_decay": 0.0}
+    return replace(trial, seed=0, recipe="common", **rates)
 
 
 _Attempts = dict[tuple[float, float], list[Trial]]

@@ -18,7 +18,14 @@ from harness.training.blocks import ACTIVATIONS, NORMS, Linear, Norm, Shortcut
 
 
 class Unfit(ValueError):  # noqa: N818 - an outcome of looking, told with the model's name ahead
-    """What keeps a model from being rewritten, as a sentence without its subject."""
+    """What keeps a model from being rewritten, as a sentence without its subject.
+
+    `says` are the settings, if any, under which it could be.
+    """
+
+    def __init__(self, text: str, **says: str) -> None:
+        super().__init__(text)
+        self.says = says
 
 
 LAYERS = (nn.Conv2d, nn.Linear, *NORMS)
@@ -92,7 +99,7 @@ def exchange_norms(model: nn.Module, trial: Trial) -> None:
         raise Unfit("has batch norms and others; what is compared has one kind of norm")
     kind = kinds.pop() if len(kinds) == 1 else "group"
     if norms and kind != trial.norm and trial.has_norms:
-        raise Unfit(f"is written with {kind} norm: say `norm: {kind}` in its product")
+        raise Unfit(f"is written with {kind} norm: say `norm: {kind}` in its product", norm=kind)
     if kind == "group" and trial.has_norms:
         groups = [module for module in norms.values() if isinstance(module, nn.GroupNorm)]
         _refuse_groups(groups, trial.norm_groups)
@@ -164,5 +171,6 @@ def choose_activation(
         raise Unfit(f"has activations of several kinds, {', '.join(sorted(kinds))}; use one")
     kind = kinds.pop()
     if wanted not in {kind, None}:
-        raise Unfit(f"is written with {kind}: say `activation: {kind}` in its product")
+        text = f"is written with {kind}: say `activation: {kind}` in its product"
+        raise Unfit(text, activation=kind)
     return None
