@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from analysis.judgement.lengths import find_ends
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -128,13 +130,10 @@ def _name_side(verdict: Verdict) -> str:
 
 def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
     """How the difference changes from the shortest to the longest training."""
-    of: dict[str, list[LengthEffect]] = {}
-    for one in lengths:
-        of.setdefault(one.networks, []).append(one)
     parts: dict[tuple[int, int], list[str]] = {}
-    for name, found in of.items():
-        parts.setdefault((found[0].epochs, found[-1].epochs), []).append(
-            f"from {found[0].estimate:+.2f} to {found[-1].estimate:+.2f} points in {name}"
+    for first, last in find_ends(lengths):
+        parts.setdefault((first.epochs, last.epochs), []).append(
+            f"from {first.estimate:+.2f} to {last.estimate:+.2f} points in {last.networks}"
         )
     for (shortest, longest), told in parts.items():
         yield (

@@ -177,8 +177,7 @@ def compare_twins(
     Trials that do not train are no test of an interaction; they are counted.
     """
     is_planned_C = np.asarray(outcomes.are_planned(arm, baseline).any(-1))
-    is_planned_C &= np.array([not cell.beside for cell in outcomes.cells], bool)
-    twin_KC = find_twins(outcomes.cells, is_planned_C)
+    twin_KC = find_twins(outcomes.cells, is_planned_C & outcomes.judged_C)
     if not len(twin_KC):
         return None
     diff_CS = outcomes.difference(quantity, arm, baseline)

@@ -168,7 +168,7 @@ def follow_arms(results: Results, studies: Sequence[Outcomes]) -> Iterator[Curve
                     architecture=cell.architecture,
                     depth=cell.depth,
                     variant=cell.name_variant(without={"epochs"}),
-                    epochs=_length_of(outcomes, c),
+                    epochs=cell.epochs,
                     arm=outcomes.placements[p],
                     epoch=int(epoch),
                     trials=trials,
@@ -181,15 +181,11 @@ def follow_arms(results: Results, studies: Sequence[Outcomes]) -> Iterator[Curve
 
 def _split_by_length(outcomes: Outcomes) -> Iterator[tuple[str, int, NDArray[np.bool_]]]:
     """Architecture, length of training, and the cells that are judged there: (C,)."""
-    length_C = np.array([_length_of(outcomes, c) for c in range(len(outcomes.cells))])
+    length_C = np.array([cell.epochs for cell in outcomes.cells])
     for architecture in dict.fromkeys(cell.architecture for cell in outcomes.cells):
         is_member_C = outcomes.members([architecture])
         for epochs in sorted(set(length_C[is_member_C].tolist())):
             yield architecture, epochs, is_member_C & (length_C == epochs)
-
-
-def _length_of(outcomes: Outcomes, c: int) -> int:
-    return int(str(dict(outcomes.cells[c].settings)["epochs"]))
 
 
 def _read_pairs(

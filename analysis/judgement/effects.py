@@ -273,8 +273,7 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
 
     if (arm, baseline) != ("after", "before"):
         return
-    is_judged_C = np.array([not cell.beside for cell in outcomes.cells], bool)
-    twin_KC = find_twins(outcomes.cells, is_planned_C & is_judged_C)
+    twin_KC = find_twins(outcomes.cells, is_planned_C & outcomes.judged_C)
     if len(twin_KC):
         yield comparison.describe(
             twin_weights(comparison.judged_CS, twin_KC),

@@ -93,6 +93,14 @@ def compare_lengths(
                 )
 
 
+def find_ends(lengths: Sequence[LengthEffect]) -> list[tuple[LengthEffect, LengthEffect]]:
+    """Of the networks of each comparison the shortest and the longest training."""
+    of: dict[object, list[LengthEffect]] = {}
+    for one in lengths:
+        of.setdefault((one.identity_key, one.networks), []).append(one)
+    return [(found[0], found[-1]) for found in of.values()]
+
+
 def _estimate(
     outcomes: Outcomes,
     diff_CS: NDArray[np.float64],
@@ -104,7 +112,7 @@ def _estimate(
     baseline: str,
     plan: AnalysisPlan,
 ) -> Iterator[LengthEffect]:
-    is_used_C = np.asarray((weight_LC > 0).any(0))
+    look = outcomes.look_on(np.asarray((weight_LC > 0).any(0)), arm, baseline)
     changes_LC = weight_LC - weight_LC[0]
     for number, epochs in enumerate(lengths):
         level, change = (
@@ -113,7 +121,7 @@ def _estimate(
                 weight_C,
                 block_C=outcomes.block_C,
                 floor=outcomes.floor("accuracy"),
-                look=outcomes.look_on(is_used_C, arm, baseline),
+                look=look,
             )
             for weight_C in (weight_LC[number], changes_LC[number])
         )
@@ -144,8 +152,7 @@ def _match(
     for c in np.flatnonzero(is_member_C).tolist():
         cell = outcomes.cells[c]
         rest = (cell.depth, tuple(pair for pair in cell.settings if pair[0] not in _GO_WITH))
-        epochs = int(str(dict(cell.settings)["epochs"]))
-        by_rest.setdefault(rest, {}).setdefault(epochs, []).append(c)
+        by_rest.setdefault(rest, {}).setdefault(cell.epochs, []).append(c)
     # Two cells of one length differ in their warm-up: which of them is meant is not known.
     found = [
         {epochs: cells[0] for epochs, cells in of.items()}

@@ -70,6 +70,11 @@ class Cell:
         """The cell as a reader names it."""
         return ", ".join(filter(None, (f"{self.architecture}-{self.depth}", self.variant)))
 
+    @property
+    def epochs(self) -> int:
+        """How long its trials are trained."""
+        return int(str(dict(self.settings)["epochs"]))
+
     def name_variant(self, *, without: Collection[str]) -> str:
         """The variant but for some settings, which are said elsewhere."""
         of = dict(self.settings)
@@ -214,12 +219,14 @@ class Outcomes(Study):
         has_learned_C = np.isfinite(means).any(0)
         return np.where(has_learned_C, 100 - np.mean(means, axis=0) <= margin, has_run_C)
 
+    @property
+    def judged_C(self) -> NDArray[np.bool_]:  # noqa: N802 (a shape suffix)
+        """Cells that are not just shown beside the claims: (C,)."""
+        return np.array([not cell.beside for cell in self.cells], bool)
+
     def members(self, architectures: Sequence[str]) -> NDArray[np.bool_]:
         """Cells of these architectures that a claim is judged on: (C,)."""
-        return np.array(
-            [cell.architecture in architectures and not cell.beside for cell in self.cells],
-            bool,
-        )
+        return self.judged_C & [cell.architecture in architectures for cell in self.cells]
 
     def _of(self, values_PCS: NDArray[Any], arm: str) -> NDArray[Any]:
         return values_PCS[..., self.placements.index(arm), :, :]

@@ -16,8 +16,8 @@ from analysis.page import theme
 from analysis.page.encodings import (
     axis_of,
     both,
-    colour,
     layer,
+    line_in_band,
     margin_band,
     marked,
     scale_of,
@@ -258,10 +258,7 @@ def trend(
     y = alt.Y("estimate:Q", scale=scale, title=title)
     return layer(
         *margin_band(cells, upright=True),
-        known.mark_area(opacity=0.18).encode(
-            x, alt.Y("low:Q", scale=scale), colour(marks, legend=None), y2=alt.Y2("high:Q")
-        ),
-        base.mark_line(strokeWidth=1.5).encode(x, y, colour(marks, legend=None)),
+        *line_in_band(base, known, x, y, marks, legend=None),
         known.mark_rule(color=INK, strokeWidth=1.25).encode(
             x, alt.Y("low:Q", scale=scale), y2=alt.Y2("high:Q")
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import altair as alt
 
 from analysis.page import theme
-from analysis.page.encodings import axis_of, colour, layer, margin_band, marked, shape
+from analysis.page.encodings import axis_of, colour, layer, line_in_band, margin_band, marked, shape
 from analysis.page.theme import INK
 
 if TYPE_CHECKING:
@@ -42,12 +42,7 @@ def learning(
         theme.inline(points.dropna(subset=["low", "high"]), "epoch", "arm", "low", "high")
     )
     return layer(
-        known.mark_area(opacity=0.18, clip=True).encode(
-            x, alt.Y("low:Q", scale=scale), colour(marks), y2=alt.Y2("high:Q")
-        ),
-        data.mark_line(strokeWidth=1.5).encode(
-            x, alt.Y("mean:Q", scale=scale, title=title), colour(marks)
-        ),
+        *line_in_band(data, known, x, alt.Y("mean:Q", scale=scale, title=title), marks, clip=True),
         marked_data.mark_point(filled=True, size=28, opacity=1).encode(
             x,
             alt.Y("mean:Q", scale=scale),
@@ -89,10 +84,7 @@ def course(
     y = y.axis(axis_of(is_ratio=True, grid=False) if is_ratio else alt.Axis(tickCount=5))
     return layer(
         *margin_band(shown, upright=True, is_ratio=is_ratio),
-        known.mark_area(opacity=0.18).encode(
-            x, alt.Y("low:Q", scale=scale), colour(marks, legend=None), y2=alt.Y2("high:Q")
-        ),
-        data.mark_line(strokeWidth=1.5).encode(x, y, colour(marks, legend=None)),
+        *line_in_band(data, known, x, y, marks, legend=None),
         data.mark_point(filled=True, size=40, opacity=1).encode(
             x,
             y,
@@ -170,12 +162,7 @@ def flow_by_layer(
     base = alt.Chart(theme.inline(flow, "arm", "layer_index", "mean", "low", "high", digits=3))
     axis = alt.Axis(format="~g", values=_decades(*reach))
     layers: list[alt.Chart] = [
-        base.mark_area(opacity=0.18).encode(
-            x, alt.Y("low:Q", scale=scale), colour(marks), y2=alt.Y2("high:Q")
-        ),
-        base.mark_line(strokeWidth=1.5).encode(
-            x, alt.Y("mean:Q", scale=scale, title=title).axis(axis), colour(marks)
-        ),
+        *line_in_band(base, base, x, alt.Y("mean:Q", scale=scale, title=title).axis(axis), marks),
         base.mark_point(filled=True, size=28, opacity=1).encode(
             x,
             alt.Y("mean:Q", scale=scale),

@@ -94,6 +94,26 @@ def both(margins: pd.Series, *, is_ratio: bool = False) -> tuple[float, float]:
     return (1 / margin, margin) if is_ratio else (-margin, margin)
 
 
+def line_in_band(
+    data: alt.Chart,
+    known: alt.Chart,
+    x: alt.X,
+    y: alt.Y,
+    marks: Mapping[str, Mark],
+    *,
+    clip: bool = False,
+    **options: None,
+) -> tuple[alt.Chart, alt.Chart]:
+    """Below, the interval of each arm where it is `known`, low to high; above, a line through `data`."""
+    low = alt.Y("low:Q", scale=y["scale"])
+    return (
+        known.mark_area(opacity=0.18, clip=clip).encode(
+            x, low, colour(marks, **options), y2=alt.Y2("high:Q")
+        ),
+        data.mark_line(strokeWidth=1.5).encode(x, y, colour(marks, **options)),
+    )
+
+
 def colour(marks: Mapping[str, Mark], **options: None) -> alt.Color:
     # Not alt.Color(...).scale(...): Altair reads a signature at every such step, in milliseconds.
     scale = alt.Scale(domain=list(marks), range=[mark.colour for mark in marks.values()])

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from analysis.judgement.studies import name_dataset, name_value
 from harness.study.facts import facts_of
-from harness.study.wording import format_count, format_duration
+from harness.study.wording import format_count, format_duration, list_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     import pandas as pd
 
@@ -39,11 +39,15 @@ def _name_data(planned: pd.DataFrame) -> Iterator[str]:
         facts = facts_of(str(dataset))
         used = sorted(rows["train_images"].unique().tolist())
         if facts.is_assumed:
-            size = "" if used == [0] else f", {_list(f'{n:,}' for n in used if n)} training images"
+            size = (
+                ""
+                if used == [0]
+                else f", {list_words(f'{n:,}' for n in used if n)} training images"
+            )
         else:
             whole = f"{facts.train_images:,}"
             parts = [f"{n:,} of {whole}" if 0 < n < facts.train_images else whole for n in used]
-            size = f", {_list(dict.fromkeys(parts))} training images, {facts.test_images:,} to test"
+            size = f", {list_words(dict.fromkeys(parts))} training images, {facts.test_images:,} to test"
         yield f"{name_dataset(str(dataset))}{size}"
 
 
@@ -51,12 +55,12 @@ def _name_networks(planned: pd.DataFrame) -> Iterator[str]:
     """Architectures of the same depths and widths together."""
     sizes: dict[tuple[str, str], list[str]] = {}
     for architecture, rows in planned.groupby("architecture", sort=False):
-        depths = _list(str(depth) for depth in sorted(rows["depth"].unique()))
-        widths = _list(f"{width:g}" for width in sorted(rows["width_factor"].unique()))
+        depths = list_words(str(depth) for depth in sorted(rows["depth"].unique()))
+        widths = list_words(f"{width:g}" for width in sorted(rows["width_factor"].unique()))
         sizes.setdefault((depths, widths), []).append(str(architecture))
     for (depths, widths), names in sizes.items():
         width = "" if widths == "1" else f", width {widths}"
-        yield f"{_list(names)} of depth {depths}{width}"
+        yield f"{list_words(names)} of depth {depths}{width}"
 
 
 def _count_seeds(planned: pd.DataFrame) -> str:
@@ -69,11 +73,11 @@ def _describe_training(planned: pd.DataFrame, *, deciding: int) -> str:
     parts = []
     for name, words in (("epochs", "{} epochs"), ("batch_size", "batches of {}")):
         values = sorted(planned[name].unique().tolist())
-        parts.append(words.format(_list(str(value) for value in values)))
+        parts.append(words.format(list_words(str(value) for value in values)))
         if name == "epochs" and deciding and len(values) > 1:
             parts[-1] += f" (the claims are judged after {deciding})"
     rates = sorted(planned["lr"].unique().tolist())
-    told = _list(f"{rate:g}" for rate in rates)
+    told = list_words(f"{rate:g}" for rate in rates)
     parts.append(f"learning rate {told}" if len(rates) <= 3 else f"{len(rates)} learning rates")
     return ", ".join(parts).replace("1 epochs", "1 epoch") if parts else ""
 
@@ -92,12 +96,7 @@ def _name_hardware(trials: pd.DataFrame) -> str:
         return "nothing has run yet"
     devices = trials["device"].value_counts()
     names = [name or "unnamed device" for name in devices.index]
-    told = _list(names[:_MOST_DEVICES])
+    told = list_words(names[:_MOST_DEVICES])
     if len(names) > _MOST_DEVICES:
         told += f" and {format_count(len(names) - _MOST_DEVICES, 'other kind')}"
     return f"{told}, {format_duration(float(trials['wall_time'].sum()))} of training in all"
-
-
-def _list(words: Iterable[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last

@@ -62,20 +62,10 @@ def _frame(fates: Sequence[Fate]) -> pd.DataFrame:
         f"{row['lr']:g}" if row["by"] == "learning rate" else str(row["depth"])
         for row in rows.to_dict("records")
     ]
-    rows["panel"] = [
-        ", ".join(
-            filter(
-                None,
-                (
-                    row["architecture"] + f"-{row['depth']}" * (row["by"] == "learning rate"),
-                    row["variant"],
-                    row["study"],
-                ),
-            )
-        )
-        for row in rows.to_dict("records")
-    ]
-    return rows
+    depth = ("-" + rows["depth"].astype(str)).where(is_by_rate, "")
+    return tables.name_panels(
+        rows.assign(network=rows["architecture"] + depth), "network", "variant"
+    )
 
 
 def _draw(rows: pd.DataFrame, *, name: str, title: str) -> Figure:

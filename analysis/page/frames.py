@@ -107,12 +107,11 @@ def _have_several_rates(trials: pd.DataFrame) -> pd.Series:
     return repeats & (trials["stage"] == "study")
 
 
-def name_panels(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `panel`: the words that tell one panel from the others."""
-    studies = name_studies(rows)
+def name_panels(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Add `panel`: the words of these columns, by default the network's, and those of the study."""
+    told = [rows[name] for name in columns or ("architecture", "variant")]
     words = [
-        ", ".join(filter(None, names))
-        for names in zip(rows["architecture"], rows["variant"], studies, strict=True)
+        ", ".join(filter(None, names)) for names in zip(*told, name_studies(rows), strict=True)
     ]
     return rows.assign(panel=pd.Series(words, rows.index, dtype=str))
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from analysis.judgement.studies import name_dataset, name_value
 from analysis.page import theme
 from harness.study.facts import facts_of
-from harness.study.wording import format_count, format_duration
+from harness.study.wording import format_count, format_duration, list_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     import pandas as pd
 
@@ -67,15 +67,15 @@ def _describe_design(page: Page, study: pd.DataFrame) -> Iterator[str]:
         width = "" if widths == "1" else f", width {widths}"
         networks.append(f"{architecture} (depth {_values(rows, 'depth')}{width})")
     norms, activations = (_names(study, name) for name in ("norm", "activation"))
-    arms = _list(f"'{arm}'" for arm in page.marks)
+    arms = list_words(f"'{arm}'" for arm in page.marks)
     yield (
         f"We compared the arms {arms}, which differ in the placement of {norms} relative to "
-        f"{activations} inside a block, in {_list(networks)}."
+        f"{activations} inside a block, in {list_words(networks)}."
     )
     yield from map(_describe_data, dict.fromkeys(study["dataset"]))
     used = sorted(set(study["train_images"].tolist()) - {0})
     if used:
-        yield f"Training used {_list(f'{n:,}' for n in used)} of the training images."
+        yield f"Training used {list_words(f'{n:,}' for n in used)} of the training images."
     cells = study.groupby(
         ["dataset", "architecture", "depth", "width_factor", "arm", "recipe", "epochs", "norm"],
         dropna=False,
@@ -107,10 +107,12 @@ def _describe_data(dataset: str) -> str:
 
 def _describe_training(study: pd.DataFrame) -> Iterator[str]:
     known = {"sgd": f"SGD with Nesterov momentum {_values(study, 'momentum')}", "adamw": "AdamW"}
-    optimizers = _list((known.get(name, name) for name in dict.fromkeys(study["optimizer"])), "or")
+    optimizers = list_words(
+        (known.get(name, name) for name in dict.fromkeys(study["optimizer"])), "or"
+    )
     rates = sorted(study["lr"].unique().tolist())
     rate = (
-        _list((f"{rate:g}" for rate in rates), "or")
+        list_words((f"{rate:g}" for rate in rates), "or")
         if len(rates) <= 4
         else f"{rates[0]:g} to {rates[-1]:g}, by arm"
     )
@@ -161,7 +163,7 @@ def _describe_tests(page: Page) -> Iterator[str]:
         )
     looks = len(page.seen) or 1
     if plan.looks:
-        yield f"Looks were planned at {_list(map(str, plan.looks))} seeds per cell."
+        yield f"Looks were planned at {list_words(map(str, plan.looks))} seeds per cell."
     yield (
         "The data were looked at once."
         if looks == 1
@@ -182,9 +184,11 @@ def _describe_software(page: Page) -> Iterator[str]:
         yield f"{ours}; nothing has run yet."
         return
     commits = [commit[:10] for commit in dict.fromkeys(trials["commit"]) if commit]
-    at = f" (commit {_list(commits)})" if commits and len(commits) <= 3 else ""
+    at = f" (commit {list_words(commits)})" if commits and len(commits) <= 3 else ""
     devices = [name or "an unnamed device" for name in dict.fromkeys(trials["device"])]
-    told = _list(devices) if len(devices) <= 3 else format_count(len(devices), "kind of device")
+    told = (
+        list_words(devices) if len(devices) <= 3 else format_count(len(devices), "kind of device")
+    )
     yield (
         f"{ours}{at}, PyTorch {_names(trials, 'torch')} and Python {_names(trials, 'python')} on {told}, "
         f"{format_duration(float(trials['wall_time'].sum()))} of training."
@@ -192,13 +196,8 @@ def _describe_software(page: Page) -> Iterator[str]:
 
 
 def _values(rows: pd.DataFrame, column: str) -> str:
-    return _list(f"{value:g}" for value in sorted(rows[column].unique().tolist()))
+    return list_words(f"{value:g}" for value in sorted(rows[column].unique().tolist()))
 
 
 def _names(rows: pd.DataFrame, column: str) -> str:
-    return _list(name_value(column, value) for value in dict.fromkeys(rows[column]))
-
-
-def _list(words: Iterable[str], link: str = "and") -> str:
-    *most, last = [*words] or ["none"]
-    return f"{', '.join(most)} {link} {last}" if most else last
+    return list_words(name_value(column, value) for value in dict.fromkeys(rows[column]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.judgement.lengths import find_ends
 from analysis.load import spread_times
 from analysis.page import charts, curves, theme
 from analysis.page import frames as tables
@@ -80,7 +81,7 @@ def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> 
     title = "Is it speed, or where training ends?"
     if not lengths:
         return Section("lengths", title)
-    rows = _name_panels(pd.DataFrame(lengths), ["networks"])
+    rows = tables.name_panels(pd.DataFrame(lengths), "networks")
     what = f"{lengths[0].arm} {theme.MINUS} {lengths[0].baseline} (points)"
     reach = span(rows, "estimate", "low", "high", around=[*rows["margin"], *-rows["margin"]])
     figure = Figure(
@@ -116,15 +117,7 @@ def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> 
             ),
         ),
     )
-    return Section("lengths", title, " ".join(map(_tell_change, _ends(lengths))), (figure,))
-
-
-def _ends(lengths: Sequence[LengthEffect]) -> list[tuple[LengthEffect, LengthEffect]]:
-    """Of each network of each study the shortest and the longest training."""
-    of: dict[object, list[LengthEffect]] = {}
-    for one in lengths:
-        of.setdefault((one.identity_key, one.networks), []).append(one)
-    return [(found[0], found[-1]) for found in of.values()]
+    return Section("lengths", title, " ".join(map(_tell_change, find_ends(lengths))), (figure,))
 
 
 def _tell_change(ends: tuple[LengthEffect, LengthEffect]) -> str:
@@ -150,7 +143,7 @@ def _show_curves(
     rows = pd.DataFrame(points)
     rows["network"] = rows["architecture"] + "-" + rows["depth"].astype(str)
     rows["study"] = tables.name_studies(rows)
-    rows = _name_panels(rows, ["network", "variant"])
+    rows = tables.name_panels(rows, "network", "variant")
     is_first = rows["study"] == rows["study"].iloc[0]
     lengths = sorted(rows["epochs"].unique(), key=lambda epochs: (epochs != deciding, -epochs))
     is_leading = rows["epochs"] == lengths[0]
@@ -322,9 +315,4 @@ def _frame(courses: Sequence[CourseEffect], quantity: str, margin: float) -> pd.
     rows = pd.DataFrame(chosen).assign(margin=margin)
     has_several = len(rows["epochs"].unique()) > 1
     rows["length"] = [f"{epochs} epochs" * has_several for epochs in rows["epochs"]]
-    return _name_panels(rows, ["architecture", "length"])
-
-
-def _name_panels(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    names = zip(*(rows[name] for name in columns), tables.name_studies(rows), strict=True)
-    return rows.assign(panel=[", ".join(filter(None, words)) for words in names])
+    return tables.name_panels(rows, "architecture", "length")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def clip(text: str, width: int = 200) -> str:
@@ -25,6 +25,16 @@ def format_count(number: int, noun: str) -> str:
     ['0 trials', '1 trial', '12 trials']
     """
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def list_words(words: Iterable[str], link: str = "and") -> str:
+    """Words as a sentence lists them.
+
+    >>> list_words(["a", "b", "c"]), list_words(["a", "b"], "or"), list_words([])
+    ('a, b and c', 'a or b', 'none')
+    """
+    *most, last = [*words] or ["none"]
+    return f"{', '.join(most)} {link} {last}" if most else last
 
 
 def format_duration(seconds: float) -> str:
