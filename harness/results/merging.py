@@ -17,6 +17,8 @@ from harness.results.plans import Plan
 from harness.results.store import TABLES, Store, name_stem
 from harness.results.tables import find_differing_columns
 from harness.study.errors import StoreError
+from harness.study.records import ChoiceRow
+from harness.study.trials import settings_of
 from harness.study.wording import format_count
 
 PART_BYTES = 128 << 20
@@ -40,21 +42,26 @@ class Merged:
 
 
 def merge(sources: Sequence[Store], target: Store, *, part_bytes: int = PART_BYTES) -> Merged:
-    """Copy the trials, failures and plans of all sources to `target`. Safe to repeat if killed.
+    """Copy all of the sources that is no copy itself to `target`. Safe to repeat if killed.
+
+    That is trials, failures, plans, choices and the looks that were taken: a look spends its share
+    of the error rate wherever the rows go.
 
     Raises:
         StoreError: rows of one trial differ in more than timings and provenance, or the sources
-            were planned with different analyses. In both cases nothing is written.
+            were planned with different analyses, or tuned to different recipes. In all three cases
+            nothing is written.
     """
     for source in sources:
         source.refuse_emptiness()
     copies = _find_copies([*sources, target])
     _refuse_differences(copies)
     plans = _find_plans(sources)
+    choices = _join_choices(sources)
     for source in sources:
-        _copy_files(source, target, "plans")
-        _copy_files(source, target, "failures")
-        _copy_files(source, target, "networks")
+        for folder in ("plans", "failures", "networks", "looks"):
+            _copy_files(source, target, folder)
+    target.write_choices(choices)
     if plans:
         trials = dict.fromkeys(trial for plan in plans for trial in plan.trials)
         grids = dict.fromkeys(plan.source for plan in plans)
@@ -154,6 +161,21 @@ def _find_plans(sources: Sequence[Store]) -> list[Plan]:
                 f"{', '.join(differing)}"
             )
     return [plan for _, plan in plans]
+
+
+def _join_choices(sources: Sequence[Store]) -> list[ChoiceRow]:
+    """What the tuning stages of all sources chose; no two say different things of one recipe."""
+    rows: dict[tuple[object, ...], tuple[Store, ChoiceRow]] = {}
+    for store in sources:
+        for row in store.read_choices():
+            first, known = rows.setdefault(tuple(settings_of(row).values()), (store, row))
+            if known != row:
+                raise StoreError(
+                    f"the tuning stages of {first.location} and {store.location} ended differently "
+                    f"for {row.architecture}-{row.depth} {row.placement} at rate {row.lr:g}: they "
+                    "are two studies"
+                )
+    return [row for _, row in rows.values()]
 
 
 def _copy_files(source: Store, target: Store, folder: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from harness.results import TABLES, Lease, Store, find_damage, merge, set_aside
+from harness.results.looks import read_looks, record_look
 from harness.study.errors import StoreError
-from harness.study.records import AnalysisPlan
+from harness.study.records import AnalysisPlan, ChoiceRow
 from harness.upkeep import main
 from tests.builders import make_rows, make_trial
 
@@ -43,6 +44,12 @@ def packed(store: Store) -> Store:
     target = Store(f"{store.location}/packed")
     merge([store], target)
     return target
+
+
+def choice_of(lr: float, *, chosen: bool) -> ChoiceRow:
+    trial = make_trial(lr=lr)
+    scores = {"seeds": 1, "diverged": 0, "validation_accuracy": 0.5, "at_edge": False}
+    return ChoiceRow(**asdict(trial), arm=trial.arm, **scores, chosen=chosen)
 
 
 def contents(store: Store) -> dict[str, bytes | None]:
@@ -153,6 +160,27 @@ def test_a_merge_refuses_different_analyses(tmp_path):
     a.write_plan(AnalysisPlan(grid="g"), TRIALS, "")
     b.write_plan(AnalysisPlan(grid="g", margin_accuracy=2.0), TRIALS, "")
     with pytest.raises(StoreError, match=r"different analyses: margin_accuracy 0\.5 and 2\.0"):
+        merge([a, b], Store(tmp_path / "c"))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_merge_keeps_the_looks_that_were_taken_and_what_the_tuning_stage_chose(tmp_path):
+    a, b, c = fill(tmp_path / "a"), fill(tmp_path / "b", TRIALS[:2]), Store(tmp_path / "c")
+    looks = record_look(a, [TRIALS[0].id], fraction=0.5, is_planned=True)
+    choices = [choice_of(lr, chosen=lr == 0.1) for lr in (0.05, 0.1)]
+    a.write_choices(choices)
+    b.write_choices(choices[1:])
+    for _ in "twice":
+        merge([a, b], c)
+        assert read_looks(c) == looks
+        assert c.read_choices() == choices
+
+
+def test_a_merge_refuses_two_outcomes_of_one_tuning_stage(tmp_path):
+    a, b = fill(tmp_path / "a"), fill(tmp_path / "b")
+    a.write_choices([choice_of(0.1, chosen=True)])
+    b.write_choices([choice_of(0.1, chosen=False)])
+    with pytest.raises(StoreError, match=r"ended differently for mlp-3 before at rate 0\.1"):
         merge([a, b], Store(tmp_path / "c"))
     assert not (tmp_path / "c").exists()
 

@@ -92,17 +92,22 @@ def test_a_ray_that_has_moved_a_part_is_an_error_that_names_it(monkeypatch, modu
 
 @pytest.mark.ray
 def test_rays_processes_get_no_signal_of_ours_and_the_cluster_can_be_asked():
-    handler = signal.getsignal(signal.SIGTERM)
-    with connect(Request()):
-        assert signal.getsignal(signal.SIGTERM) == handler
+    def list_children() -> dict[str, tuple[str, bool]]:
+        """What each child of this process is called, and whether it leads its own group."""
         listed = subprocess.run(
             ["ps", "-o", "pid=,pgid=,comm=", "--ppid", str(os.getpid())],
             capture_output=True,
             text=True,
             check=True,
         )
-        children = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
-        groups = {name: pid == group for pid, group, name in children if name != "ps"}
+        rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+        return {pid: (name, pid == group) for pid, group, name in rows if name != "ps"}
+
+    handler = signal.getsignal(signal.SIGTERM)
+    before = list_children()  # an earlier test may have left its resource tracker
+    with connect(Request()):
+        assert signal.getsignal(signal.SIGTERM) == handler
+        groups = dict(child for pid, child in list_children().items() if pid not in before)
         assert groups["gcs_server"]
         assert groups["raylet"]
         assert all(groups.values())
