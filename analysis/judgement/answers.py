@@ -54,7 +54,9 @@ def _answer_claim(verdict: Verdict, *, is_first: bool) -> str:
     if effect is None or not math.isfinite(effect.estimate):
         return f"{where} nothing can be said yet"
     side, _ = _find_side(verdict)
-    side = side.format(norm=verdict.norm_name, activation=verdict.activation_name)
+    side = side.format(
+        norm=verdict.norm_name, activation=verdict.activation_name, margin=effect.margin
+    )
     return f"{where} {side} ({_quote(effect, verdict.word, is_first=is_first)})"
 
 
@@ -69,7 +71,7 @@ _SIDES = {
         "none on average",
     ),
     "C1": ("it is open which order is better", "open"),
-    "C3": ("it is open whether the order matters", "open"),
+    "C3": ("it is open whether the order matters by more than {margin:g} points", "open"),
 }
 """What can be found, in words that stand behind where, and in short; by claim where it is open."""
 

@@ -43,6 +43,8 @@ class Fate(Study):
     """Further settings that tell the cell from its neighbours, rates aside."""
     label: str
     """The whole name of the cell, as an effect has it; empty of a tuning stage."""
+    is_judged: bool
+    """Is it of a cell that the claims are judged on?"""
     arm: str
     lr: float
     weight_decay: float
@@ -88,6 +90,7 @@ def find_fates(results: Results, studies: Sequence[Outcomes]) -> Iterator[Fate]:
                 depth=cell.depth,
                 variant=cell.name_variant(without={"lr", "weight_decay"}),
                 label=cell.label,
+                is_judged=not cell.beside,
                 arm=outcomes.placements[p],
                 **recipe.loc[outcomes.trial_PCS[p, c, is_planned_S][0]].to_dict(),
                 planned=int(is_planned_S.sum()),
@@ -124,6 +127,7 @@ def _find_tuning(results: Results) -> Iterator[Fate]:
             **{name: first[name] for name in (*STUDY, "stage", "architecture", "depth")},
             variant=first["variant"],
             label="",
+            is_judged=False,
             arm=name_arm(first["placement"], first["flow"]),
             lr=first["lr"],
             weight_decay=first["weight_decay"],

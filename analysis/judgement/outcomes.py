@@ -56,7 +56,8 @@ class Cell:
     architecture: str
     depth: int
     variant: str = ""
-    """Settings that tell it from other cells of its architecture and depth, to print."""
+    """Settings that tell it from other cells of its architecture and depth, to print; the length
+    of training that decides goes without saying."""
     told: tuple[str, ...] = ()
     """The names of these settings."""
     settings: tuple[tuple[str, object], ...] = ()
@@ -423,10 +424,11 @@ def _name_cells(rows: pd.DataFrame, key: Sequence[str], epochs: int) -> Iterator
         names = tuple(name for name in shared if is_told[name])
         is_of_the_head = row.get("final_norm", False) and "final_norm" in names
         is_of_another_length = epochs and row["epochs"] != epochs
+        unsaid = set() if not epochs or is_of_another_length else {"epochs"}
         yield Cell(
             architecture=str(row["architecture"]),
             depth=int(row["depth"]),
-            variant=name_settings({name: row[name] for name in names}),
+            variant=name_settings({name: row[name] for name in names if name not in unsaid}),
             told=names,
             settings=tuple((name, row[name]) for name in shared),
             beside="head" if is_of_the_head else "length" if is_of_another_length else "",

@@ -28,9 +28,9 @@ _WORDS = {
     },
     "optimizer": {"sgd": "SGD", "adamw": "AdamW"},
     "train_images": {"0": "all"},
-    "final_norm": {"True": "with a last norm", "False": "without a last norm"},
+    "final_norm": {"True": "final norm", "False": ""},
 }
-"""How the values of settings are written for readers."""
+"""How the values of settings are written for readers; what is not there is not said."""
 _PHRASES = {
     "architecture_digest": "file {}",
     "batch_size": "batches of {}",
@@ -177,13 +177,13 @@ def name_settings(settings: Mapping[str, object]) -> str:
     """What tells a network from its neighbours, as readers say it.
 
     >>> name_settings({"width_factor": 0.5, "epochs": 6, "final_norm": True})
-    'width 0.5, 6 epochs, with a last norm'
+    'width 0.5, 6 epochs, final norm'
     """
     words = []
     for name, value in settings.items():
         written = f"{value:g}" if isinstance(value, float) else name_value(name, value)
         words.append(_PHRASES.get(name, f"{name.replace('_', ' ')} {{}}").replace("{}", written))
-    return ", ".join(words)
+    return ", ".join(filter(None, words))
 
 
 def find_told(rows: pd.DataFrame, names: Sequence[str], within: Sequence[str]) -> pd.DataFrame:

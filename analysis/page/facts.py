@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from analysis.judgement.studies import name_dataset, name_value
+from analysis.load import CELL
 from harness.study.facts import facts_of
 from harness.study.wording import format_count, format_duration, list_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     import pandas as pd
 
@@ -25,9 +26,9 @@ def describe_facts(results: Results) -> tuple[tuple[str, str], ...]:
     planned = study if len(study) else planned
     return (
         ("data", "; ".join(_name_data(planned))),
-        ("networks", "; ".join(_name_networks(planned))),
+        ("networks", "; ".join(name_networks(planned))),
         ("arms", ", ".join(planned["placement"].unique())),
-        ("seeds", _count_seeds(planned)),
+        ("seeds", range_words(count_seeds(planned))),
         ("training", _describe_training(planned, deciding=results.plan.epochs)),
         ("norm, activation, optimizer", "; ".join(_name_ingredients(planned))),
         ("hardware", _name_hardware(results.trials)),
@@ -51,7 +52,7 @@ def _name_data(planned: pd.DataFrame) -> Iterator[str]:
         yield f"{name_dataset(str(dataset))}{size}"
 
 
-def _name_networks(planned: pd.DataFrame) -> Iterator[str]:
+def name_networks(planned: pd.DataFrame) -> Iterator[str]:
     """Architectures of the same depths and widths together."""
     sizes: dict[tuple[str, str], list[str]] = {}
     for architecture, rows in planned.groupby("architecture", sort=False):
@@ -63,10 +64,19 @@ def _name_networks(planned: pd.DataFrame) -> Iterator[str]:
         yield f"{list_words(names)} of depth {depths}{width}"
 
 
-def _count_seeds(planned: pd.DataFrame) -> str:
-    keys = ["dataset", "architecture", "depth", "placement", "flow", "epochs"]
-    counts = sorted(planned.groupby(keys)["seed"].nunique().unique().tolist())
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+def count_seeds(planned: pd.DataFrame) -> list[int]:
+    """How many seeds each cell and arm has."""
+    return planned.groupby([*CELL, "recipe"], dropna=False)["seed"].nunique().tolist()
+
+
+def range_words(counts: Collection[int]) -> str:
+    """The least and the most, or what all are.
+
+    >>> range_words([5, 10, 5]), range_words([5, 5])
+    ('5 to 10', '5')
+    """
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _describe_training(planned: pd.DataFrame, *, deciding: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.judgement.effects import GROUPS
 from analysis.judgement.studies import STUDY
 from analysis.page import curves
 from analysis.page import frames as tables
@@ -13,7 +15,7 @@ from analysis.page.parts import Figure, Panel, Section, Table
 from harness.study.wording import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from analysis.judgement.fates import Fate
 
@@ -109,19 +111,34 @@ def _draw(rows: pd.DataFrame, *, name: str, title: str) -> Figure:
 
 
 def count_trained(effects: pd.DataFrame, fates: Sequence[Fate]) -> list[str]:
-    """Of each cell in which some runs did not train how many did, arm first; else nothing.
+    """Of each cell or pool in which some runs did not train how many did, arm first; else nothing.
 
     Of the two humps of such runs a mean is in neither, and an interval of Student's knows one hump.
     """
-    found = {(*fate.identity_key, fate.label, fate.arm): fate for fate in fates if fate.label}
     words = []
     for row in effects.to_dict("records"):
-        study = tuple(row[name] for name in STUDY)
-        pair = [found.get((*study, row["label"], row[end])) for end in ("arm", "baseline")]
-        is_asked = row["kind"] == "cell" and row["quantity"] == "accuracy"
-        if is_asked and any(fate is not None and fate.lost for fate in pair):
-            counts = [f"{fate.trained} of {fate.ran}" for fate in pair if fate is not None]
-            words.append(f"Trained: {', '.join(counts)}")
-        else:
-            words.append("")
+        ends = (row["arm"], row["baseline"])
+        found = _find_fates(row, fates) if row["quantity"] == "accuracy" else []
+        sides = [[fate for fate in found if fate.arm == end] for end in ends]
+        counts = [
+            f"{sum(fate.trained for fate in side)} of {sum(fate.ran for fate in side)}"
+            for side in sides
+            if side
+        ]
+        is_told = any(fate.lost for fate in found)
+        words.append(f"Trained: {', '.join(counts)}" if is_told else "")
     return words
+
+
+def _find_fates(effect: dict[Hashable, Any], fates: Sequence[Fate]) -> list[Fate]:
+    """The runs of both arms that this number is taken from."""
+    study, ends = tuple(effect[name] for name in STUDY), {effect["arm"], effect["baseline"]}
+    of_arms = [fate for fate in fates if fate.identity_key == study and fate.arm in ends]
+    if effect["kind"] == "cell":
+        return [fate for fate in of_arms if fate.label == effect["label"]]
+    if effect["kind"] != "pooled":
+        return []
+    pool = GROUPS.get(effect["label"], (effect["label"],))
+    asked = [fate for fate in of_arms if fate.is_judged and fate.architecture in pool]
+    arms = Counter(fate.label for fate in asked)
+    return [fate for fate in asked if arms[fate.label] == len(ends)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from analysis.judgement.studies import name_dataset, name_value
 from analysis.page import theme
+from analysis.page.facts import count_seeds, name_networks, range_words
 from harness.study.facts import facts_of
 from harness.study.wording import format_count, format_duration, list_words
 
@@ -61,33 +62,24 @@ def describe_methods(page: Page) -> tuple[str, ...]:
 
 
 def _describe_design(page: Page, study: pd.DataFrame) -> Iterator[str]:
-    networks = []
-    for architecture, rows in study.groupby("architecture", sort=False):
-        widths = _values(rows, "width_factor")
-        width = "" if widths == "1" else f", width {widths}"
-        networks.append(f"{architecture} (depth {_values(rows, 'depth')}{width})")
     norms, activations = (_names(study, name) for name in ("norm", "activation"))
     arms = list_words(f"'{arm}'" for arm in page.marks)
     yield (
         f"We compared the arms {arms}, which differ in the placement of {norms} relative to "
-        f"{activations} inside a block, in {list_words(networks)}."
+        f"{activations} inside a block, in {list_words(name_networks(study))}."
     )
     yield from map(_describe_data, dict.fromkeys(study["dataset"]))
     used = sorted(set(study["train_images"].tolist()) - {0})
     if used:
         yield f"Training used {list_words(f'{n:,}' for n in used)} of the training images."
-    cells = study.groupby(
-        ["dataset", "architecture", "depth", "width_factor", "arm", "recipe", "epochs", "norm"],
-        dropna=False,
-    )["seed"].nunique()
-    seeds = sorted(cells.unique().tolist())
-    each = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    seeds = count_seeds(study)
     counts = page.counts
     lost = "".join(f", {counts[state]} {state}" for state in ("diverged", "failed", "missing"))
     tuned = len(page.results.planned) - len(study)
     beside = f", and {tuned} to choose recipes" if tuned else ""
     yield (
-        f"Each of the {len(cells)} cells was planned with {each}, {len(study)} trainings in all"
+        f"Each of the {len(seeds)} cells (an arm in a network) was planned with "
+        f"{range_words(seeds)} seeds, {len(study)} trainings in all"
         f"{beside} ({counts['done']} done{lost}). Arms of equal seed started from the same weights "
         "wherever shapes agree and saw the same batches, so they are compared in pairs."
     )
@@ -155,6 +147,11 @@ def _describe_tests(page: Page) -> Iterator[str]:
         "these margins; pools over cells weight cells equally, with errors clustered by seed or "
         "combined after Welch and Satterthwaite."
     )
+    if plan.epochs:
+        yield (
+            f"The claims are judged after {plan.epochs} epochs of training, as fixed beforehand; "
+            "other lengths are shown beside."
+        )
     primary = len(page.cards)
     if primary:
         yield (

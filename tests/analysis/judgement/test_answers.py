@@ -47,7 +47,10 @@ def test_the_answer_names_the_side_that_was_shown(plain, resnet, said):
 def test_what_is_open_is_called_open_with_its_numbers():
     (sentence,) = answer(make(effects(0.4, 0.4), sd=1.5))
     assert "without skip connections it is open which order is better (" in sentence.lower()
-    assert "in residual networks it is open whether the order matters (+0.40 points [" in sentence
+    assert (
+        "in residual networks it is open whether the order matters by more than 0.5 points "
+        "(+0.40 points [" in sentence
+    )
 
 
 def test_an_order_that_wins_and_loses_to_no_norm_at_all_is_not_best():

@@ -169,7 +169,9 @@ def test_cells_with_two_humps_show_counts_and_no_interval(results, fates):
     is_bimodal = (rows["kind"] == "cell") & (rows["baseline"] == "none")
     is_bimodal &= rows["variant"] == "6 epochs"
     assert set(counts[is_bimodal]) == {"Trained: 5 of 5, 3 of 5"}
-    assert set(counts[~is_bimodal & (rows["arm"] != "none")]) == {""}
+    is_pool = (rows["kind"] == "pooled") & (rows["baseline"] == "none")
+    assert set(counts[is_pool]) == {"Trained: 10 of 10, 8 of 10"}  # of two lengths
+    assert set(counts[~(is_bimodal | is_pool) & (rows["arm"] != "none")]) == {""}
     section = show_differences(compare(effects), MARKS, fates)
     figure = next(f for f in section.figures if f.name == "forest-accuracy-after-none")
     told = [row for row in drawn(figure.panels[0]) if row.get("row") == "plain-8, 6 epochs"]
