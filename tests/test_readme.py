@@ -75,7 +75,7 @@ def test_running_the_quickstart_again_trains_nothing(quickstart):
 
 
 def test_the_test_command_is_the_one_ci_calls():
-    assert command_under("Tests").endswith("pytest")
+    assert re.search(r"&&\s+pytest -n 2 --dist loadfile$", command_under("Tests"))
     assert "/^## Tests$/" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
