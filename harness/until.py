@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.study.errors import GridError
 from harness.study.facts import look_up_facts
+from harness.study.records import CLAIMS
 from harness.study.trials import Trial, find_pack_mistake
 from harness.study.tuning import without_recipe
 from harness.study.wording import format_count
@@ -152,7 +153,7 @@ def describe_looks(extent: Extent, trials: Sequence[Trial], plan: AnalysisPlan) 
         cells = len({(cell.architecture, cell.depth) for cell in own})
         expected = [
             expected_seeds(
-                effect, margin, sd=sd, cells=cells, looks=extent.looks, alpha=alpha / CLAIMS
+                effect, margin, sd=sd, cells=cells, looks=extent.looks, alpha=alpha / len(CLAIMS)
             )
             * len(own)
             for effect in (2 * margin, 0.0)
@@ -162,7 +163,3 @@ def describe_looks(extent: Extent, trials: Sequence[Trial], plan: AnalysisPlan) 
             f"margin, {expected[1]:,.0f} if not at all; {most:,} without looks "
             f"(paired differences spread by {sd:.2f} points, assumed)"
         )
-
-
-CLAIMS = 5
-"""The claims that a study is asked, among which the error rate is shared."""

@@ -17,12 +17,13 @@ import numpy as np
 from scipy import special
 
 from analysis.judgement.comparisons import Margins
-from analysis.judgement.evidence import CLAIMS, call, weigh
+from analysis.judgement.evidence import call, weigh
 from analysis.judgement.outcomes import WINDOWS, collect_outcomes
 from analysis.judgement.sequence import look_at
 from analysis.judgement.studies import frame_studies, name_ingredients
 from analysis.load import load_results
 from analysis.statistics.looks import Look
+from harness.study.records import CLAIMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

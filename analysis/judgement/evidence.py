@@ -30,6 +30,7 @@ from analysis.judgement.effects import (
 )
 from analysis.judgement.outcomes import WINDOWS
 from analysis.statistics.multiplicity import holm
+from harness.study.records import CLAIMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,14 +39,8 @@ if TYPE_CHECKING:
 
     from analysis.judgement.outcomes import Outcomes
 
-_AFFIRMED = {
-    "C1": "supported",
-    "C2": "supported",
-    "C3": "equivalent",
-    "C4": "equivalent",
-    "C5": "supported",
-}
-CLAIMS: tuple[str, ...] = tuple(_AFFIRMED)
+_AFFIRMED = {claim: "equivalent" if claim in {"C3", "C4"} else "supported" for claim in CLAIMS}
+"""The word that a claim holds by."""
 
 MOST_GRAFT_ERROR = 0.01
 """An arm that borrows steps must take them: largest |log| of a layer's relative step over the

@@ -17,12 +17,12 @@ import numpy as np
 
 from analysis.judgement.comparisons import Margins
 from analysis.judgement.effects import AFTER_AS_BEFORE, BEFORE_AS_AFTER, RESIDUAL, SKIP_FREE
-from analysis.judgement.evidence import CLAIMS, Call, Evidence, call, weigh
+from analysis.judgement.evidence import Call, Evidence, call, weigh
 from analysis.judgement.outcomes import WINDOWS, Cell, Outcomes
 from analysis.judgement.studies import frame_studies, name_ingredients
 from analysis.statistics.contrasts import cell_moments
 from analysis.statistics.looks import ONLY_LOOK, Look
-from harness.study.records import FEWEST_PAIRS, AnalysisPlan
+from harness.study.records import CLAIMS, FEWEST_PAIRS, AnalysisPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

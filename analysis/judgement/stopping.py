@@ -16,10 +16,10 @@ import numpy as np
 from analysis.judgement.comparisons import Margins
 from analysis.judgement.deciding import WORDS, find_standings
 from analysis.judgement.effects import SKIP_FREE
-from analysis.judgement.evidence import CLAIMS
 from analysis.judgement.outcomes import WINDOWS
 from analysis.judgement.simulation import Rate, Truth, simulate
 from analysis.statistics.looks import Look
+from harness.study.records import CLAIMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

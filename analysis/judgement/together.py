@@ -13,11 +13,11 @@ import numpy as np
 
 from analysis.judgement.comparisons import Margins
 from analysis.judgement.effects import SKIP_FREE
-from analysis.judgement.evidence import CLAIMS, call, weigh
+from analysis.judgement.evidence import call, weigh
 from analysis.judgement.outcomes import WINDOWS
 from analysis.judgement.simulation import Design, Rate, Truth, simulate, take_seeds
 from analysis.statistics.looks import ONLY_LOOK, Look
-from harness.study.records import FEWEST_PAIRS
+from harness.study.records import CLAIMS, FEWEST_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,13 +15,14 @@ from scipy import special
 from analysis.judgement import sentences
 from analysis.judgement.comparisons import Margins
 from analysis.judgement.effects import TWINS, UNITS, Effect, find_effects
-from analysis.judgement.evidence import CLAIMS, call, weigh
+from analysis.judgement.evidence import call, weigh
 from analysis.judgement.outcomes import WINDOWS, collect_outcomes
 from analysis.judgement.robustness import Robustness, cross_check, find_disagreement
 from analysis.judgement.studies import Study
 from analysis.statistics.looks import ONLY_LOOK, Look
 from analysis.statistics.multiplicity import holm_level
 from analysis.statistics.power import seeds_needed_to_decide, seeds_needed_to_settle
+from harness.study.records import CLAIMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -330,6 +330,8 @@ class TrialRows:
     gradients: tuple[GradientRow, ...]
 
 
+CLAIMS = ("C1", "C2", "C3", "C4", "C5")
+"""The claims that every study is asked, tested or not: the error rate is shared among them."""
 FEWEST_PAIRS = 3
 """A cell with fewer pairs decides nothing, and is named: with two, any outlier is half the data."""
 

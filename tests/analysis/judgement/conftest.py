@@ -8,8 +8,9 @@ import numpy as np
 
 from analysis.judgement.comparisons import Margins
 from analysis.judgement.effects import AFTER_AS_BEFORE, BEFORE_AS_AFTER
-from analysis.judgement.evidence import CLAIMS, call, weigh
+from analysis.judgement.evidence import call, weigh
 from analysis.judgement.outcomes import WINDOWS, Cell, Outcomes
+from harness.study.records import CLAIMS
 
 MARGINS = Margins(accuracy=0.5, flow=0.0969)
 GRAFTED = ("before", "after", "none", AFTER_AS_BEFORE, BEFORE_AS_AFTER)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from analysis.judgement.deciding import _describe, find_standings
-from analysis.judgement.evidence import CLAIMS
 from analysis.judgement.outcomes import WINDOWS
 from analysis.judgement.simulation import (
     PLACEMENTS,
@@ -14,6 +13,7 @@ from analysis.judgement.simulation import (
     take_seeds,
 )
 from analysis.statistics.looks import Look
+from harness.study.records import CLAIMS
 
 LOOKS = (5, 10, 20)
 

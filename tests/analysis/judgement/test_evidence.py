@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from analysis.judgement.effects import AFTER_AS_BEFORE, BEFORE_AS_AFTER
-from analysis.judgement.evidence import CLAIMS, Evidence, call, weigh
+from analysis.judgement.evidence import Evidence, call, weigh
 from analysis.judgement.outcomes import Cell
 from analysis.judgement.simulation import Truth, make_reference_design, simulate
+from harness.study.records import CLAIMS
 from tests.analysis.judgement.conftest import GRAFTED, MARGINS, PAPER, PAPER_FLOW, make, words
 
 WORDS = ("supported", "inconclusive", "equivalent", "equivalent", "supported")

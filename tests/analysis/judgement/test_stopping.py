@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from analysis.judgement import stopping as module
-from analysis.judgement.evidence import CLAIMS
 from analysis.judgement.outcomes import WINDOWS
 from analysis.judgement.simulation import PLACEMENTS, Truth, make_reference_design, simulate
 from analysis.judgement.stopping import calibrate_stopping, follow
 from analysis.statistics.looks import Look
+from harness.study.records import CLAIMS
 
 REPLICATES = 400
 

@@ -7,13 +7,13 @@ from scipy import stats
 
 from analysis.judgement import sentences
 from analysis.judgement.effects import AFTER_AS_BEFORE
-from analysis.judgement.evidence import CLAIMS, weigh
+from analysis.judgement.evidence import weigh
 from analysis.judgement.robustness import find_disagreement
 from analysis.judgement.verdicts import judge, judge_outcomes
 from analysis.load import load_results
 from analysis.statistics.looks import Look
 from analysis.statistics.power import sd_upper_bound, seeds_needed_to_settle, tost_power
-from harness.study.records import AnalysisPlan
+from harness.study.records import CLAIMS, AnalysisPlan
 from tests.analysis.conftest import Study, always, write_study
 from tests.analysis.judgement.conftest import GRAFTED, MARGINS, PAPER, PAPER_FLOW, make
 
