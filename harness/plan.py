@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from harness.training.provenance import digest_code
 from harness.until import Extent, describe_looks
 
 if TYPE_CHECKING:
+    from harness.options import Options
     from harness.results import Snapshot, Tally
     from harness.study.grid import Grid
 
@@ -33,36 +34,6 @@ CLUSTER_FILE = Path("cluster.yaml")
 """The machines a plan is priced for, if the current folder has this file."""
 _NAMED_BY_ARM = {"flow", "recipe", "stage"}
 """Settings that the name of an arm says."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the command line of a run asks for; `harness.run --help` says what each option means."""
-
-    grid: str
-    overrides: Sequence[str]
-    dry_run: bool
-    plan_only: bool
-    until_decided: bool
-    price: Sequence[tuple[str, float]]
-    check_cluster: bool
-    results: str | None
-    seeds_per_trial: int | None
-    seeds: str | None
-    only: Sequence[str]
-    limit: int | None
-    retry_failed: bool
-    repair: bool
-    accept_other_code: bool
-    address: str
-    cpus_per_trial: float | None
-    gpus_per_trial: float | None
-    wait_for_nodes: int
-    trial_timeout: float | None
-    max_concurrent: int | None
-    join: bool
-    verbose: bool
-    quiet: bool
 
 
 @dataclass(frozen=True, slots=True)

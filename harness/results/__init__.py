@@ -5,8 +5,9 @@ Takes the rows of each finished trial and returns those of all trials. Read in t
     store -> plans -> tables (Parquet) -> places (a folder or a bucket)
 
 `snapshot` reads a folder once and refuses damaged files, `tally` counts the trials of a plan by
-outcome, `repair` sets damaged files aside, `merging` joins folders, and `lease` admits one run at a
-time to a folder, `index` keeps rows in one file for buckets, `networks` keeps users' own networks. README.md beside this file lists every table and column.
+outcome, `repair` sets damaged files aside, `merging` joins folders, `lease` admits one run at a
+time to a folder, `index` keeps rows in one file for buckets, and `networks` keeps users' own networks.
+README.md beside this file lists every table and column.
 """
 
 from harness.results.lease import Lease, hold, list_claims

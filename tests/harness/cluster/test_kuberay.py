@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from harness.run import _parse
+from harness.options import parse_options
 
 ROOT = Path(__file__).parents[3]
 MANIFEST = yaml.safe_load((ROOT / "harness/cluster/kuberay.yaml").read_text("utf-8"))
@@ -157,7 +157,7 @@ def test_all_pods_have_one_image_with_the_ray_that_is_tested():
 def test_the_entrypoint_is_a_command_line_of_ours():
     before, _, command = MANIFEST["spec"]["entrypoint"].partition(" && python -m harness.run ")
     assert before == "cd /home/ray/bn-order"
-    options = _parse(shlex.split(command))
+    options = parse_options(shlex.split(command))
     assert options.address == "auto"
     assert options.results.startswith("s3://")
     assert (ROOT / options.grid).is_file()
