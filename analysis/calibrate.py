@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from harness.study.terminal import Parser, say
 
 if TYPE_CHECKING:
-    from analysis.judgement.simulation import Design, Rate
+    from analysis.judgement.promises import Rate
+    from analysis.judgement.simulation import Design
 
 
 STOPPING_PART = 4
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import numpy as np  # noqa: PLC0415
 
     from analysis.judgement.outcomes import collect_outcomes  # noqa: PLC0415
+    from analysis.judgement.promises import calibrate  # noqa: PLC0415
     from analysis.judgement.simulation import (  # noqa: PLC0415
-        calibrate,
         find_design,
         make_reference_design,
     )

@@ -24,7 +24,7 @@ from harness.study.wording import explain_lost_docstrings
 
 if TYPE_CHECKING:
     from analysis.judgement.outcomes import Outcomes
-    from analysis.judgement.simulation import Rate
+    from analysis.judgement.promises import Rate
     from analysis.page.parts import Card, Page
     from harness.study.records import AnalysisPlan
 
@@ -208,7 +208,8 @@ def _calibrate(studies: Sequence[Outcomes], plan: AnalysisPlan) -> list[Rate]:
     """How often verdicts err in studies like each of these; the same state, the same numbers."""
     import numpy as np
 
-    from analysis.judgement.simulation import calibrate, find_design
+    from analysis.judgement.promises import calibrate
+    from analysis.judgement.simulation import find_design
     from analysis.judgement.together import calibrate_together
 
     def count_replicates(trials: int) -> int:

@@ -17,7 +17,8 @@ from analysis.judgement.comparisons import Margins
 from analysis.judgement.deciding import WORDS, find_standings
 from analysis.judgement.effects import SKIP_FREE
 from analysis.judgement.outcomes import WINDOWS
-from analysis.judgement.simulation import Rate, Truth, simulate
+from analysis.judgement.promises import Rate
+from analysis.judgement.simulation import Truth, simulate
 from analysis.statistics.looks import Look
 from harness.study.records import CLAIMS
 

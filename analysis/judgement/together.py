@@ -15,7 +15,8 @@ from analysis.judgement.comparisons import Margins
 from analysis.judgement.effects import SKIP_FREE
 from analysis.judgement.evidence import call, weigh
 from analysis.judgement.outcomes import WINDOWS
-from analysis.judgement.simulation import Design, Rate, Truth, simulate, take_seeds
+from analysis.judgement.promises import Rate
+from analysis.judgement.simulation import Design, Truth, simulate, take_seeds
 from analysis.statistics.looks import ONLY_LOOK, Look
 from harness.study.records import CLAIMS, FEWEST_PAIRS
 

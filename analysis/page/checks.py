@@ -12,8 +12,8 @@ from analysis.page.parts import Section, Table
 from analysis.page.theme import NONE, interval, number, p_value, signed
 
 if TYPE_CHECKING:
+    from analysis.judgement.promises import Rate
     from analysis.judgement.ranking import Rank
-    from analysis.judgement.simulation import Rate
     from analysis.judgement.verdicts import Verdict
 
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from analysis.judgement.lengths import LengthEffect
     from analysis.judgement.networks import Network
     from analysis.judgement.practice import Practice
+    from analysis.judgement.promises import Rate
     from analysis.judgement.ranking import Rank
-    from analysis.judgement.simulation import Rate
     from analysis.judgement.verdicts import Verdict
     from analysis.load import Results
     from analysis.page.theme import Mark

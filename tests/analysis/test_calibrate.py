@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from analysis.calibrate import main
-from analysis.judgement.simulation import Rate
+from analysis.judgement.promises import Rate
 from tests.analysis.conftest import Study, write_study
 
 
