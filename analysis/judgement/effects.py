@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.outcomes import WINDOWS, collect_outcomes, name_arm
+from analysis.judgement.outcomes import WINDOWS, name_arm
 from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import (
     cell_moments,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from analysis.judgement.outcomes import Cell, Outcomes
-    from analysis.load import Results
     from harness.study.records import AnalysisPlan
 
 SKIP_FREE, RESIDUAL = (
@@ -146,16 +145,6 @@ class Effect(Study):
     """Exact McNemar on those pairs; 1 where there are none."""
     outlier: int | None
     """Seed of a difference far from the others of its cell; None where there is none."""
-
-
-def accuracy_effects(results: Results) -> tuple[Effect, ...]:
-    """Test accuracy in percentage points: every cell, then pooled, interaction and trend."""
-    return find_effects("accuracy", collect_outcomes(results), results.plan)
-
-
-def gradient_effects(results: Results) -> tuple[Effect, ...]:
-    """Gradient flow in log10, window by window: every cell, then pooled and the rest."""
-    return find_effects("gradient", collect_outcomes(results), results.plan)
 
 
 def margin_of(quantity: str, plan: AnalysisPlan) -> float:

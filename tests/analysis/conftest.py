@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from analysis.judgement.effects import Effect, find_effects
+from analysis.judgement.outcomes import collect_outcomes
+from analysis.load import Results
 from harness.results import Plan, Store, to_table
 from harness.results.tables import schema_of
 from harness.study.records import AnalysisPlan, EpochRow, GradientRow, TrialRow
@@ -122,6 +125,11 @@ def write_study(folder: Path, study: Study, *, rng: np.random.Generator) -> tupl
         }
         store.write_tables(trial.id, tables)
     return trials
+
+
+def effects_of(quantity: str, results: Results) -> tuple[Effect, ...]:
+    """All effects on accuracy or on gradient flow."""
+    return find_effects(quantity, collect_outcomes(results), results.plan)
 
 
 def write_plan(

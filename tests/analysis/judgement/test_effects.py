@@ -9,10 +9,8 @@ from analysis.judgement import effects as effects_module
 from analysis.judgement.effects import (
     RESIDUAL,
     SKIP_FREE,
-    accuracy_effects,
     find_effects,
     find_twins,
-    gradient_effects,
 )
 from analysis.judgement.outcomes import WINDOWS, Cell, Outcomes
 from analysis.load import load_results
@@ -20,7 +18,7 @@ from analysis.statistics.looks import Look
 from analysis.statistics.multiplicity import holm
 from harness.study.records import AnalysisPlan
 from harness.study.trials import EVERY_PROGRAM
-from tests.analysis.conftest import Study, write_study
+from tests.analysis.conftest import Study, effects_of, write_study
 
 PLAN = AnalysisPlan(grid="g")
 
@@ -43,7 +41,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def effects(results):
-    return accuracy_effects(results)
+    return effects_of("accuracy", results)
 
 
 def pick(effects, **wanted):
@@ -269,7 +267,9 @@ def test_each_study_has_families_of_its_own():
 
 def test_gradient_flow_is_judged_as_the_logarithm_of_a_ratio_at_the_margin_of_the_plan(results):
     for window in WINDOWS:
-        effect = pick(gradient_effects(results), label="skip-free CNNs", family="C2", window=window)
+        effect = pick(
+            effects_of("gradient", results), label="skip-free CNNs", family="C2", window=window
+        )
         assert effect.unit == "log10 of the ratio"
         assert effect.margin == pytest.approx(np.log10(1.25))
         assert effect.estimate == pytest.approx(0.3, abs=5 * effect.se)

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from analysis.judgement.effects import accuracy_effects, gradient_effects
 from analysis.judgement.verdicts import judge
 from analysis.load import load_results
 from analysis.page import charts, curves, theme
 from analysis.page.sections import build_page
-from tests.analysis.conftest import Study, write_study
+from tests.analysis.conftest import Study, effects_of, write_study
 
 MARKS = theme.marks_of(["before", "after", "none"])
 COMPUTING = {"aggregate", "bin", "transform", "regression", "impute", "density", "loess", "stack"}
@@ -31,7 +30,7 @@ def page(tmp_path_factory):
     )
     write_study(folder, study, rng=np.random.default_rng(0))
     results = load_results(str(folder))
-    effects = (*accuracy_effects(results), *gradient_effects(results))
+    effects = (*effects_of("accuracy", results), *effects_of("gradient", results))
     return build_page(results, effects, judge(results))
 
 

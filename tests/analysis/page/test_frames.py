@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.judgement.effects import accuracy_effects
 from analysis.load import load_results
 from analysis.page import frames as tables
-from tests.analysis.conftest import Study, write_plan, write_study
+from tests.analysis.conftest import Study, effects_of, write_plan, write_study
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_rates_compared_within_a_study_tell_its_panels_apart(tmp_path):
     results = load_results(str(tmp_path))
     named = tables.tabulate_trials(results)
     assert set(named["panel"]) == {"plain, learning rate 0.05", "plain, learning rate 0.2"}
-    pairs = tables.name_panels(tables.tabulate_pairs(accuracy_effects(results)))
+    pairs = tables.name_panels(tables.tabulate_pairs(effects_of("accuracy", results)))
     assert set(pairs["panel"]) == set(named["panel"])
     assert set(tables.read_flow(results, named)["panel"]) == set(named["panel"])
 
@@ -214,7 +213,7 @@ def test_one_recipe_has_no_name_beside_the_stage_that_found_it(results):
 
 
 def test_pairs_are_the_differences_of_the_effects(results):
-    effects = accuracy_effects(results)
+    effects = effects_of("accuracy", results)
     pairs = tables.tabulate_pairs(effects)
     cell = next(effect for effect in effects if effect.kind == "cell" and effect.pairs > 2)
     rows = pairs[
@@ -231,6 +230,6 @@ def test_more_pairs_find_smaller_differences(tmp_path):
     for seeds in (4, 16):
         study = Study(architectures=("plain",), depths=(8,), seeds=range(seeds), epochs=1)
         write_study(tmp_path / str(seeds), study, rng=np.random.default_rng(0))
-        effects = accuracy_effects(load_results(str(tmp_path / str(seeds))))
+        effects = effects_of("accuracy", load_results(str(tmp_path / str(seeds))))
         found[seeds] = tables.tabulate_precision(effects, alpha=0.05)["detectable"].iloc[0]
     assert found[16] < found[4]

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from analysis.judgement.courses import CurvePoint, follow_arms, follow_orders
-from analysis.judgement.effects import accuracy_effects
 from analysis.judgement.fates import find_fates
 from analysis.judgement.lengths import compare_lengths
 from analysis.judgement.outcomes import collect_outcomes
@@ -17,6 +16,7 @@ from analysis.page.differences import compare, show_differences
 from analysis.page.fates import count_trained, show_fates
 from analysis.page.frames import tabulate_accuracies, tabulate_effects, tabulate_trials
 from analysis.page.training import MOST_PANELS, show_course, show_lengths, show_training
+from tests.analysis.conftest import effects_of
 from tests.analysis.judgement.test_studies import write
 
 MARKS = theme.marks_of(["before", "after", "none"])
@@ -163,7 +163,7 @@ def test_where_every_run_trained_there_is_no_map(fates):
 
 
 def test_cells_with_two_humps_show_counts_and_no_interval(results, fates):
-    effects = accuracy_effects(results)
+    effects = effects_of("accuracy", results)
     rows = tabulate_effects(effects)
     counts = pd.Series(count_trained(rows, fates))
     is_bimodal = (rows["kind"] == "cell") & (rows["baseline"] == "none")
