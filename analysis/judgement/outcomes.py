@@ -196,13 +196,6 @@ class Outcomes(Study):
         """The same over all pairs of the member cells: (...)."""
         return self.risks(arm, baseline).over(is_member_C).pooled()
 
-    def count_untrained(self, arm: str, is_member_C: NDArray[np.bool_]) -> tuple[int, int]:
-        """Trials of an arm that diverged, and that finished and learned nothing."""
-        ran_CS = self._of(self.ran_PCS, arm) & is_member_C[:, None]
-        diverged_CS = ran_CS & self._of(self.diverged_PCS, arm)
-        untrained_CS = ran_CS & ~self._of(self.trained_PCS, arm)
-        return int(diverged_CS.sum()), int((untrained_CS & ~diverged_CS).sum())
-
     def are_uninformative(self, arm: str, baseline: str, margin: float) -> NDArray[np.bool_]:
         """Cells in which no difference of accuracy could have shown: (..., C).
 

@@ -50,12 +50,18 @@ def layer(*layers: alt.Chart) -> Layered:
 
 
 def scale_of(effects: pd.DataFrame, *, is_ratio: bool) -> alt.Scale:
+    reach = reach_of(effects, is_ratio=is_ratio)
+    return alt.Scale(type="log", nice=False, domain=reach) if is_ratio else alt.Scale(domain=reach)
+
+
+def reach_of(effects: pd.DataFrame, *, is_ratio: bool) -> list[float]:
+    """From where to where the axis of these estimates goes: their intervals and margins lie inside."""
     around = both(effects["margin"], is_ratio=is_ratio)
     if not is_ratio:
-        return alt.Scale(domain=span(effects, "estimate", "low", "high", around=around))
+        return span(effects, "estimate", "low", "high", around=around)
     values = [*around, *(v for name in ("estimate", "low", "high") for v in effects[name])]
-    finite = [value for value in values if math.isfinite(value)]
-    return alt.Scale(type="log", nice=False, domain=[0.95 * min(finite), 1.05 * max(finite)])
+    positive = [value for value in values if 0 < value < math.inf]
+    return [0.95 * min(positive), 1.05 * max(positive)]
 
 
 def axis_of(*, is_ratio: bool, grid: bool = True) -> alt.Axis:

@@ -12,7 +12,7 @@ from analysis.judgement.lengths import find_ends
 from analysis.load import spread_times
 from analysis.page import charts, curves, theme
 from analysis.page import frames as tables
-from analysis.page.encodings import span
+from analysis.page.encodings import reach_of, span
 from analysis.page.parts import Figure, Panel, Section, Table
 from analysis.page.theme import NONE, interval, number, ratio, signed
 from harness.study.wording import format_count
@@ -83,7 +83,7 @@ def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> 
         return Section("lengths", title)
     rows = tables.name_panels(pd.DataFrame(lengths), "networks")
     what = f"{lengths[0].arm} {theme.MINUS} {lengths[0].baseline} (points)"
-    reach = span(rows, "estimate", "low", "high", around=[*rows["margin"], *-rows["margin"]])
+    reach = reach_of(rows, is_ratio=False)
     figure = Figure(
         name="lengths",
         title=f"Test accuracy by length of training: {what}",
@@ -262,13 +262,6 @@ def _course(
     description: str,
     is_ratio: bool,
 ) -> Figure:
-    margins = [*rows["margin"], *(1 / rows["margin"] if is_ratio else -rows["margin"])]
-    if is_ratio:
-        values = [*margins, *(v for column in ("estimate", "low", "high") for v in rows[column])]
-        finite = [value for value in values if 0 < value < float("inf")]
-        reach = [0.9 * min(finite), 1.1 * max(finite)]
-    else:
-        reach = span(rows, "estimate", "low", "high", around=margins)
     return Figure(
         name=name,
         title=title,
@@ -280,7 +273,7 @@ def _course(
                     part,
                     marks,
                     title="ratio" if is_ratio else "points",
-                    reach=reach,
+                    reach=reach_of(rows, is_ratio=is_ratio),
                     is_ratio=is_ratio,
                 ),
             )

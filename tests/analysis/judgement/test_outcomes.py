@@ -77,7 +77,6 @@ def test_lost_and_diverged_trials_are_told_apart(tmp_path):
     )
     risk = outcomes.risk("after", "before", np.array([True]))
     assert (risk.arm_only, risk.baseline_only, risk.pairs) == (0, 1, 4)
-    assert outcomes.count_untrained("before", np.array([True])) == (1, 0)
     assert np.isnan(outcomes.difference("whole", "after", "before")[0, 2])
 
 
@@ -95,7 +94,6 @@ def test_a_trial_that_finished_at_chance_did_not_train(tmp_path):
     _, (outcomes,) = collect(tmp_path, study)
     assert outcomes.least_accuracy == pytest.approx(10 + 310 * np.sqrt(0.09 / 2_000))
     assert outcomes.trained_PCS[1, 0].tolist() == [False, False, True, True, True]
-    assert outcomes.count_untrained("after", np.array([True])) == (0, 2)
     assert np.isnan(outcomes.values_of("whole", "after")[0, :2]).all()
     assert outcomes.scores_of("after")[0, 0] == pytest.approx(10.0)
     unknown = replace(outcomes, chance=float("nan"))
