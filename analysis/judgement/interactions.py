@@ -1,6 +1,6 @@
 """Does the effect of the order depend on norm, activation, optimizer, or the size of things?
 
-Exploratory: no claim rests on it. Two values of a factor are compared in cells that are equal in all
+Exploratory: no claim rests on it. What it owes to the length of training, `lengths` says. Two values of a factor are compared in cells that are equal in all
 else, so that both have the same block seeds: their difference is paired by seed.
 
 Legend of shape suffixes: C cells, S seeds.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from analysis.judgement.outcomes import Cell, Outcomes
+    from analysis.statistics.looks import Look
     from harness.study.records import AnalysisPlan
 
 ARM, BASELINE = "after", "before"
@@ -33,13 +34,12 @@ _GO_WITH: Mapping[str, set[str]] = {
     "optimizer": {"momentum", "beta1", "beta2", *_RATES},  # each has its own
     "batch_size": _RATES,
     "train_images": set(),
-    "epochs": {"warmup_epochs"},
     "probe_size": set(),
 }
 """Factor -> the settings that may change along with it."""
 _WINDOWS = {"norm": "init", "activation": "init", "probe_size": "init"}
 """When gradient flow is compared: at initialisation where the factor can act on it there. The probe is
-one fixed batch, of which optimizer, batch size and length of the training know nothing."""
+one fixed batch, of which optimizer and batch size know nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,11 @@ class _Place:
         if factor == "norm" and self.outcomes.norm_groups:
             return f"{self.outcomes.norm_name} of {self.outcomes.norm_groups} groups"
         return dict(self.cell.settings)[factor]
+
+    @property
+    def look(self) -> Look:
+        is_own_C = np.arange(len(self.outcomes.cells)) == self.c
+        return self.outcomes.look_on(is_own_C, ARM, BASELINE)
 
     def decides(self, margin: float) -> bool:
         is_dull_C = self.outcomes.are_uninformative(ARM, BASELINE, margin)
@@ -187,7 +192,7 @@ def _contrast(
             weight_C,
             block_C=np.array([blocks.index(block) for block in blocks]),
             floor=first.floor(quantity),
-            look=first.look,
+            look=min((place.look for place in ends), key=lambda look: look.fractions[-1]),
         )
         for weight_C in (at_reference_C, at_value_C, at_value_C - at_reference_C)
     )

@@ -112,7 +112,6 @@ def _estimate(
     baseline: str,
     plan: AnalysisPlan,
 ) -> Iterator[LengthEffect]:
-    look = outcomes.look_on(np.asarray((weight_LC > 0).any(0)), arm, baseline)
     changes_LC = weight_LC - weight_LC[0]
     for number, epochs in enumerate(lengths):
         level, change = (
@@ -121,7 +120,7 @@ def _estimate(
                 weight_C,
                 block_C=outcomes.block_C,
                 floor=outcomes.floor("accuracy"),
-                look=look,
+                look=outcomes.look_on(weight_C != 0, arm, baseline),
             )
             for weight_C in (weight_LC[number], changes_LC[number])
         )

@@ -59,8 +59,11 @@ def rank_arms(studies: Sequence[Outcomes]) -> Iterator[Rank]:
             pairs = len(ranked) * (len(ranked) - 1) / 2
             for place, p in enumerate(ranked, start=1):
                 diff_S = values_PCS[p, c] - values_PCS[ranked[0], c]
+                ends = (outcomes.placements[ranked[0]], outcomes.placements[p])
                 contrast = estimate_cells(
-                    diff_S[None], floor=outcomes.floor("accuracy"), look=outcomes.look
+                    diff_S[None],
+                    floor=outcomes.floor("accuracy"),
+                    look=outcomes.look_on(np.arange(len(outcomes.cells)) == c, *ends),
                 )
                 behind = float(contrast.estimate[0]) if place > 1 else 0.0
                 half = float(contrast.half_width(1 - 0.05 / pairs)[0])

@@ -143,7 +143,6 @@ def test_an_optimizer_comes_with_its_own_rates():
     [
         ("batch_size", 8, ("128", "8"), {"", "whole"}),
         ("train_images", 500, ("all", "500"), {"", "whole"}),
-        ("epochs", 3, ("6", "3"), {"", "whole"}),
         ("activation", "gelu", ("ReLU", "GELU"), {"", "init"}),
         ("probe_size", 8, ("256", "8"), {"init"}),  # it measures, and trains nothing
     ],

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis.judgement.effects import find_effects
 from analysis.judgement.lengths import compare_lengths
 from analysis.judgement.outcomes import collect_outcomes
+from analysis.statistics.looks import Look
 from tests.analysis.judgement.test_studies import write
 
 
@@ -56,6 +58,31 @@ def test_a_change_is_paired_by_seed(results):
     ):
         low, high = stats.t.interval(0.95, 4, pairs.mean(), stats.sem(pairs))
         assert told == pytest.approx((pairs.mean(), low, high))
+
+
+def test_a_cell_is_as_sure_as_its_own_seeds_make_it_in_every_table(results):
+    """Trainings of 2 epochs stopped at the first of two looks; those of 6 went on."""
+    (whole,) = collect_outcomes(results, Look((0.6, 1.0)))
+    planned_PCS = whole.planned_PCS.copy()
+    planned_PCS[:, [cell.epochs == 2 for cell in whole.cells], 3:] = False
+    outcomes = replace(
+        whole,
+        planned_PCS=planned_PCS,
+        accuracy_PCS=np.where(planned_PCS, whole.accuracy_PCS, np.nan),
+    )
+    effects = [
+        one
+        for one in find_effects("accuracy", (outcomes,), results.plan)
+        if (one.kind, one.arm, one.baseline) == ("cell", "after", "before")
+    ]
+    lengths = compare_lengths((outcomes,), results.plan)
+    told = [(one.estimate, one.low, one.high) for one in lengths]
+    shown = {one.label: (one.estimate, one.low, one.high) for one in effects}
+    np.testing.assert_allclose(
+        told, [shown[f"{name}-8, {n} epochs"] for name in ("plain", "resnet") for n in (2, 6)]
+    )
+    thin, thick = (one.high - one.low for one in effects[:2])
+    assert thin > 2 * thick
 
 
 def test_a_network_that_lacks_a_length_is_in_none(tmp_path):
