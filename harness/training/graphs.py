@@ -154,7 +154,12 @@ def _out_of_place(model: nn.Module) -> fx.GraphModule:
 
 def trace(module: nn.Module) -> fx.GraphModule:
     """The graph of `module`, down to the layers whose names `operation` knows."""
-    graph = _Tracer().trace(module)
+    tracer = _Tracer()
+    graph = tracer.trace(module)
+    # A tracer of torch's refers to itself, and would keep the module, gradients and all, until
+    # Python's collector comes by: on a GPU that is memory of the next training.
+    for name in ("root", "tensor_attrs", "submodule_paths"):
+        vars(tracer).pop(name, None)
     for node in graph.nodes:
         node.meta = {"block": _find_block(node)}
         if node.op == "call_module":  # as torch's own layers are called, with the input alone

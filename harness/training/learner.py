@@ -180,11 +180,15 @@ class CapturedSteps:
         for stream in others:
             stream.wait_stream(first)
         outputs: list[StepScore] = []
-        for learner, (x_BDHW, y_BR), stream in zip(learners, self._inputs, streams, strict=True):
-            with torch.cuda.stream(stream):
-                outputs.append(learner.take_step(x_BDHW, y_BR))
-        for stream in others:
-            first.wait_stream(stream)
+        try:
+            for learner, (x_BDHW, y_BR), stream in zip(
+                learners, self._inputs, streams, strict=True
+            ):
+                with torch.cuda.stream(stream):
+                    outputs.append(learner.take_step(x_BDHW, y_BR))
+        finally:  # a branch left open would hide what went wrong in another
+            for stream in others:
+                first.wait_stream(stream)
         return outputs
 
 

@@ -10,6 +10,8 @@ trains. On a CPU it runs with tiny networks, to show that it runs.
 from __future__ import annotations
 
 import argparse
+import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -120,8 +122,16 @@ Maker = Callable[[], tuple[Callable[[], object], int]]
 """Makes a side: its step, and the replicas that one step trains."""
 
 
-def measure_gpu(device: torch.device | None = None, minutes: float | None = None) -> dict[str, Any]:
-    """Rows of every network and side; the ceilings; what was not measured, and why."""
+def measure_gpu(
+    device: torch.device | None = None,
+    minutes: float | None = None,
+    *,
+    tell: Callable[[str, dict[str, Any]], object] | None = None,
+) -> dict[str, Any]:
+    """Rows of every network and side; the ceilings; what was not measured, and why.
+
+    `tell` hears of each network as soon as it is measured: a later one may end the process.
+    """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     until = time.monotonic() + 60 * (minutes or MINUTES[device.type])
     prepare_worker(threads=1)
@@ -142,18 +152,51 @@ def measure_gpu(device: torch.device | None = None, minutes: float | None = None
         )
         name = f"{architecture}-{depth} {scale.side}x{scale.side}"
         ends = time.monotonic() + (until - time.monotonic()) / (len(scale.subjects) - done)
-        work = count_work(trial, images, device)
-        work["seconds of a reading"] = _time_reading(trial, images, device)
-        same_bits = compare_bits(trial, images, device) if device.type == "cuda" else "needs CUDA"
-        sides, gaps = _measure(trial, images, device, scale, until=ends)
-        results["rows"] += [_make_row(name, side, sides, work, ceilings) for side in sides]
-        results[name] = {
-            "counted": work,
-            "a graph leaves the bits of plain steps": same_bits,
-            "not measured": gaps,
-            "seconds per step": {f"{side.name}, {side.precision}": side.seconds for side in sides},
-        }
+        rows, results[name] = _measure_network(
+            name, trial, images, device, scale, ceilings=ceilings, until=ends
+        )
+        results["rows"] += rows
+        _give_memory_back(device)
+        if tell:
+            tell(name, results)
     return results
+
+
+def _measure_network(
+    name: str,
+    trial: Trial,
+    images: Images,
+    device: torch.device,
+    scale: Scale,
+    *,
+    ceilings: Mapping[str, float],
+    until: float,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows, and what is told beside them; nothing that holds memory of the device."""
+    work = count_work(trial, images, device)
+    work["seconds of a reading"] = _time_reading(trial, images, device)
+    try:
+        same_bits = compare_bits(trial, images, device) if device.type == "cuda" else "needs CUDA"
+    except RuntimeError as error:
+        same_bits = _first_line(error)
+    sides, gaps = _measure(trial, images, device, scale, until=until)
+    return [_make_row(name, side, sides, work, ceilings) for side in sides], {
+        "counted": work,
+        "a graph leaves the bits of plain steps": same_bits,
+        "not measured": gaps,
+        "seconds per step": {f"{side.name}, {side.precision}": side.seconds for side in sides},
+    }
+
+
+def _give_memory_back(device: torch.device) -> None:
+    """A network's graphs hold gigabytes each, and cycles of its modules keep them alive."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _measure(
@@ -176,8 +219,9 @@ def _measure(
                 step, replicas = make()
                 side = Side(name, precision, trial.batch_size * replicas, step)
                 _time(side, device, WARM_UP_STEPS)  # the first one records, where one does
-        except torch.OutOfMemoryError:
-            gaps[what] = "out of memory"
+        except RuntimeError as error:  # out of memory is one; so is a graph that cannot be recorded
+            gaps[what] = _first_line(error)
+            _give_memory_back(device)
             continue
         side.steps = max(1, round(SECONDS_OF_TIMING / _time(side, device, 2)))
         sides.append(side)
@@ -245,8 +289,8 @@ def _make_row(
         "side": side.name,
         "precision": side.precision,
         "images/s": side.rate,
-        f"x {LOOP}": side.rate / rates[LOOP],
-        f"x {PLAIN}": side.rate / rates[PLAIN],
+        f"x {LOOP}": side.rate / rates.get(LOOP, math.nan),
+        f"x {PLAIN}": side.rate / rates.get(PLAIN, math.nan),
         "trials/h": 3_600 / (RECIPE_EPOCHS * (RECIPE_IMAGES / side.rate + reading)),
         "floor %": 100 * side.rate * floor,
         "rounds": len(side.seconds),
@@ -394,16 +438,17 @@ def compare_bits(trial: Trial, images: Images, device: torch.device) -> bool:
 
 
 def describe_goals(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """What became of the goals, in float32 as studies train."""
-    network = rows[0]["network"]
+    """What became of the goals, in float32 as studies train: a graph alone, and the best pack."""
+    network = rows[0]["network"] if rows else ""
     own = {
         r["side"]: r["trials/h"]
         for r in rows
         if (r["network"], r["precision"]) == (network, "float32")
     }
     for word, goal in GOALS.items():
-        best = max((name for name in own if name.startswith(word)), key=own.__getitem__, default="")
-        if best:
+        known = [name for name in own if name == word or name.startswith(f"{word} of")]
+        best = max(known, key=own.__getitem__, default="")
+        if best and PLAIN in own:
             times = own[best] / own[PLAIN]
             verdict = "reached" if times >= goal else "missed"
             yield f"goal {verdict}: {network}: {best} {times:.1f} times {PLAIN}, wanted {goal:g}"
@@ -422,20 +467,27 @@ def main() -> None:
         "cudnn": torch.backends.cudnn.version(),
     }
     print("  ".join(f"{key} {value}" for key, value in machine.items() if value))
-    begun = time.monotonic()
-    results = measure_gpu(options.device, options.minutes)
-    print("  ".join(f"{name} {value:.3g}" for name, value in results["ceilings"].items()))
     recipe = f"{RECIPE_EPOCHS} epochs of {RECIPE_IMAGES:,} images"
-    show(f"trials of {recipe}, a reading after each, no evaluation", results["rows"])
-    for name in dict.fromkeys(row["network"] for row in results["rows"]):
-        gaps = ", ".join(f"{what} ({why})" for what, why in results[name]["not measured"].items())
-        same = results[name]["a graph leaves the bits of plain steps"]
-        print(f"{name}: a graph leaves the bits of plain steps: {same}; left out: {gaps or None}")
+
+    def tell(network: str, results: dict[str, Any]) -> None:
+        if options.json:
+            write_json(options.json, {"machine": machine, **results})
+        rows = [row for row in results["rows"] if row["network"] == network]
+        if rows:
+            show(f"trials of {recipe}, a reading after each, no evaluation", rows)
+        told = results[network]
+        gaps = ", ".join(f"{what} ({why})" for what, why in told["not measured"].items())
+        same = told["a graph leaves the bits of plain steps"]
+        print(
+            f"{network}: a graph leaves the bits of plain steps: {same}; left out: {gaps or None}"
+        )
+
+    begun = time.monotonic()
+    results = measure_gpu(options.device, options.minutes, tell=tell)
+    print("  ".join(f"{name} {value:.3g}" for name, value in results["ceilings"].items()))
     for line in describe_goals(results["rows"]):
         print(line)
     print(f"took {time.monotonic() - begun:.0f} s")
-    if options.json:
-        write_json(options.json, {"machine": machine, **results})
 
 
 if __name__ == "__main__":

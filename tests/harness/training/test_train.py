@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import math
 import resource
@@ -17,7 +18,7 @@ from harness.study.trials import PROGRAMS
 from harness.training import train
 from harness.training.gradients import Probe
 from harness.training.images import Normalize
-from harness.training.networks import build_network, initialize
+from harness.training.networks import Network, build_network, initialize
 from harness.training.optimizers import make_schedule
 from harness.training.train import train_pack
 
@@ -39,6 +40,23 @@ def content(rows):
 
 def run(digits, *trials):
     return train_pack(trials, digits, device=CPU)
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "mlp"])
+def test_a_trained_network_is_gone_at_once(digits, trial_of, architecture):
+    """On a GPU its gradients are in a graph's own memory: the next training needs it."""
+
+    def count_networks() -> int:
+        return sum(issubclass(type(held), Network) for held in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = count_networks()
+        run(digits, trial_of(architecture, epochs=1))
+        assert count_networks() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("architecture", PROGRAMS)
