@@ -35,7 +35,7 @@ from harness.study.trials import TRAINING_VERSION, Trial, find_pack_mistake
 from harness.study.wording import format_count, format_duration
 
 if TYPE_CHECKING:
-    from harness.results import Plan, Store, Tally
+    from harness.results import Lease, Plan, Store, Tally
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
@@ -69,7 +69,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "same command is given again. A process trains one pack at a time, on a GPU if there is one: "
         "choose it with CUDA_VISIBLE_DEVICES, and start several where one does not fill it, or one "
         "for each core. "
-        "Exit codes: 0 all done or the minutes are over, 1 some trials failed, 2 bad input, 3 the "
+        "Exit codes: 0 all done or the minutes are over, 1 some trials failed, or one hung, which ends "
+        "the process with the rest untrained (give the command again), 2 bad input, 3 the "
         "results folder cannot be used, 4 the GPU was lost (give the command again), 130 interrupted.",
     )
     add = parser.add_argument
@@ -88,6 +89,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="continue even if finished trials come from another version of the training code",
     )
+    add("--join", action="store_true", help="work beside a harness.run that uses the folder, too")
     add("-v", "--verbose", action="store_true", help="a line for every trial")
     return parser.parse_args(arguments)
 
@@ -111,8 +113,8 @@ def _work(options: argparse.Namespace, command: str) -> int:
     store, stop = Store(options.results), Event()
     store.refuse_emptiness()
     run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
-    with Lease(store, run, join=True, stop=stop) as lease:
-        plan = _read_plan(store, options.seeds_per_trial)
+    with Lease(store, run, join=options.join, shares=True, stop=stop) as lease:
+        plan = _read_plan(store, options.seeds_per_trial, lease)
         snapshot = take_snapshot(store)
         snapshot.refuse_damage()
         tally = snapshot.tally(plan.trials)
@@ -151,7 +153,7 @@ def _work(options: argparse.Namespace, command: str) -> int:
     return SOME_FAILED if failed else DONE
 
 
-def _read_plan(store: Store, seeds_per_trial: int | None) -> Plan:
+def _read_plan(store: Store, seeds_per_trial: int | None, lease: Lease) -> Plan:
     """The plan of the folder; of packs of another size, where that is asked for.
 
     Raises:
@@ -167,10 +169,13 @@ def _read_plan(store: Store, seeds_per_trial: int | None) -> Plan:
     if seeds_per_trial is None or {trial.pack_size for trial in plan.trials} == {seeds_per_trial}:
         return plan
     packed = [replace(trial, pack_size=seeds_per_trial) for trial in plan.trials]
-    if mistake := _find_pack_mistake(store, plan.trials, packed):
+    mistake = _find_pack_mistake(store, plan.trials, packed)
+    if not mistake and lease.has_company():
+        mistake = "others train this plan as it is; stop them, or plan another folder"
+    if mistake:
         raise GridError([f"--seeds-per-trial {seeds_per_trial}: {mistake}"])
     store.write_plan(plan.analysis, packed, plan.source)
-    return _read_plan(store, None)
+    return _read_plan(store, None, lease)
 
 
 def _find_pack_mistake(
@@ -232,8 +237,10 @@ def _stop_in_time(stop: Event, progress: Progress, until: float) -> Iterator[lis
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        progress.note_stop()
-        signal.setitimer(signal.ITIMER_REAL, GRACE)
+        # Again and again: what is raised where Python ignores errors ends nothing.
+        signal.setitimer(signal.ITIMER_REAL, GRACE, GRACE)
+        with suppress(RuntimeError):  # in the midst of another line
+            progress.note_stop()
 
     kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = {number: signal.signal(number, handle) for number in kinds}

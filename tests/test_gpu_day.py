@@ -78,3 +78,4 @@ def test_it_needs_nothing_that_a_bare_gpu_machine_lacks():
     modules = ["tests.benchmarks.bits", "tests.harness.training.test_gpu", "harness.status"]
     broken, _ = import_without(absent, [*modules, "harness.upkeep", "harness.work"])
     assert broken == {}
+    assert import_without({*absent, "hypothesis"}, ["tests.conftest"])[0] == {}

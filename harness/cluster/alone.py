@@ -7,6 +7,7 @@ life (`harness.results.lease`). Two at one pack would cost time and no row: a tr
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import TYPE_CHECKING
@@ -96,7 +97,7 @@ class Alone:
             if packs and not has_trained:  # others are at all of it: one of them may be lost
                 self._lease.leave()
                 self._watcher.note_running(0)
-                self._stop.wait(LOOK_EVERY)
+                time.sleep(LOOK_EVERY)  # not on `stop`, whose lock the handler of a signal takes
 
     def _look(self, pack: Pack) -> Standing | None:
         """How the pack stands; None once each of its trials is finished, by whomever, or given up."""

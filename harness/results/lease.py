@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _FACTS = {"host", "pid", "machine", "started"}
 """The fields of our claims, and `_MORE`."""
 
-_MORE = {"progress", "at"}
+_MORE = {"progress", "at", "shares"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,20 @@ class Lease:
     stop` kills after 3 s. A trial that still commits after that is committed once, as always.
 
     Raises:
-        ActiveRunError: on entering, another run is alive and `join` is false. Two runs that start
+        ActiveRunError: on entering, another run is alive and `join` is false; of runs that share,
+            because they say pack by pack what they are at, one that does not. Two runs that start
             at the same instant may both get this; start one of them again.
         StoreError: the folder cannot be written, or holds someone else's files.
     """
 
     def __init__(
-        self, store: Store, run: str, *, join: bool = False, stop: threading.Event | None = None
+        self,
+        store: Store,
+        run: str,
+        *,
+        join: bool = False,
+        shares: bool = False,
+        stop: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._place = store.place
@@ -74,6 +81,7 @@ class Lease:
         self._name = f"{run}.json"
         self._path = f"active/{self._name}"
         self._join = join
+        self._shares = shares
         self._started = datetime.now(UTC)
         self._over = threading.Event()
         self._stop = stop or self._over
@@ -87,7 +95,11 @@ class Lease:
     def __enter__(self) -> Self:
         self._store.refuse_foreign_folder()
         self.renew()
-        others = [_describe(claim, file) for claim, file in self._list_alive()]
+        others = [
+            _describe(claim, file)
+            for claim, file in self._list_alive()
+            if not (self._shares and claim.get("shares"))
+        ]
         if others and not self._join:
             self._place.remove(self._path)
             raise ActiveRunError(
@@ -101,6 +113,12 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._heart.join()
+        with suppress(StoreError):  # `leave` may have written it anew after the stop
+            self._place.remove(self._path)
+
+    def has_company(self) -> bool:
+        """Is another run alive in the folder?"""
+        return next(self._list_alive(), None) is not None
 
     def renew(self) -> None:
         """Write a heartbeat."""
@@ -112,6 +130,7 @@ class Lease:
                 "started": self._started.isoformat(timespec="seconds"),
                 "progress": self._list_progress(),
                 **({"at": self._at} if self._at else {}),
+                **({"shares": True} if self._shares else {}),
             }
             self._place.replace(self._path, json.dumps(claim).encode())
 

@@ -219,7 +219,7 @@ def test_what_another_is_at_is_left_until_it_is_over(plan):
     store = plan("--seeds", "1", grid=GRID.replace("[2, 3]", "2"))
     first, second = store.read_plan().trials
     facts = {"host": "elsewhere", "pid": 7, "machine": "another", "started": "2026-01-02"}
-    claim = facts | {"progress": [], "at": [first.id, 1.0]}
+    claim = facts | {"progress": [], "at": [first.id, 1.0], "shares": True}
     store.place.replace("active/other.json", json.dumps(claim).encode())
     with begin("-v") as process:
         for _ in range(1_200):
@@ -233,6 +233,18 @@ def test_what_another_is_at_is_left_until_it_is_over(plan):
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert store.finished_ids() == {first.id, second.id}
+
+
+def test_it_keeps_out_of_the_way_of_a_run_on_ray_and_changes_no_plan_of_others(plan, capsys):
+    store = plan()
+    claim = {"host": "elsewhere", "pid": 7, "machine": "another", "started": "2026-01-02"}
+    store.place.replace("active/run.json", json.dumps(claim).encode())
+    assert work(["rows"]) == 3
+    assert "another run is going on: run on elsewhere" in capsys.readouterr().err
+    assert work(["rows", "--join", "--minutes", "0.0001"]) == 0
+    store.place.replace("active/run.json", json.dumps(claim | {"shares": True}).encode())
+    assert work(["rows", "--seeds-per-trial", "2"]) == 2
+    assert "others train this plan as it is" in capsys.readouterr().err
 
 
 def test_seeds_come_one_after_the_other_and_pairs_stay_together():

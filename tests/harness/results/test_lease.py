@@ -46,6 +46,31 @@ def test_a_second_run_may_join(location):
     assert names(store) == []
 
 
+def test_who_shares_works_beside_those_who_share_and_no_others(location):
+    store = Store(location)
+    with Lease(store, "one", shares=True) as one, Lease(store, "two", shares=True):
+        assert one.has_company()
+        with pytest.raises(ActiveRunError, match=r"another run is going on: one on .*; two on "):
+            Lease(store, "run").__enter__()
+    with Lease(store, "run") as alone:
+        assert not alone.has_company()
+        with pytest.raises(ActiveRunError, match="another run is going on: run on "):
+            Lease(store, "one", shares=True).__enter__()
+        with Lease(store, "one", shares=True, join=True):
+            pass
+    assert names(store) == []
+
+
+def test_a_claim_that_is_written_after_the_stop_does_not_stay(location):
+    store, stop = Store(location), threading.Event()
+    with Lease(store, "one", shares=True, stop=stop) as lease:
+        lease.take("a")
+        stop.set()
+        time.sleep(1.5)
+        lease.leave()
+    assert names(store) == []
+
+
 def test_a_run_that_has_ended_is_in_nobodys_way(location):
     with Lease(Store(location), "first"):
         pass
