@@ -32,7 +32,7 @@ from harness.study.records import (
     Settings,
     TrialRow,
 )
-from harness.study.wording import format_count
+from harness.study.wording import format_count, list_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -72,9 +72,10 @@ class Results:
     are judged or shown, of their columns those that are: a large grid has a hundred million readings,
     and no one looks at all of them. `readings` has one row per (trial, step) of
     all, the layers reduced to one number each, in log10. `identities` is how far all of them, at most,
-    are off the identities that batch norm brings, NaN where it follows no layer. `choices` is what a tuning stage chose, empty without.
-    `tally` says of every planned trial what has become of it. `warnings` belong on the first screen
-    of whatever is shown.
+    are off the identities that batch norm brings, NaN where it follows no layer. `choices` is what a
+    tuning stage chose, once for all lengths of training that share the stage; empty without. `tally`
+    says of every planned trial what has become of it. `warnings` belong on the first screen of
+    whatever is shown.
     """
 
     location: str
@@ -139,11 +140,14 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
     tally = snapshot.tally(plan.trials)
     rows = sorted(tally.rows.values(), key=lambda row: row.trial_id)
     planned, trials = _to_frame(plan.table), _to_frame(to_table(rows, TrialRow))
+    choices = _to_frame(to_table(snapshot.choices, ChoiceRow))
+    choices = choices.drop_duplicates(choices.columns.difference(["epochs", "warmup_epochs"]))
     warnings = [
         *_find_changed_plans(snapshot.plans),
         *_find_mixtures(trials, allow_mixed=allow_mixed),
         *_find_split_pairs(trials),
         *_find_selective_loss(planned, trials),
+        *_find_edges(choices),
     ]
     if tally.strangers:
         strangers = format_count(tally.strangers, "trial")
@@ -165,7 +169,7 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
         readings=sieve.collect_readings(),
         identities=sieve.identities,
         failures=_to_frame(to_table(snapshot.failures, FailureRow)),
-        choices=_to_frame(to_table(snapshot.choices, ChoiceRow)),
+        choices=choices.reset_index(drop=True),
         warnings=tuple(warnings),
     )
 
@@ -421,3 +425,19 @@ def _find_selective_loss(planned: pd.DataFrame, trials: pd.DataFrame) -> Iterabl
                 f"against {is_missing[~here].sum()} of {(~here).sum()} of the other placements "
                 f"(Fisher's exact p = {p:.2g}): what is left may be a selection."
             )
+
+
+def _find_edges(choices: pd.DataFrame) -> Iterable[str]:
+    """An arm whose best recipe is the last one tried may do better than it is shown to do."""
+    chosen = choices[choices["chosen"].astype(bool)]
+    counts = chosen.groupby(["placement", "flow"], sort=False)["at_edge"].agg(["sum", "count"])
+    told = [
+        f"'{placement}' in {edges} of {networks}"
+        for (placement, _), edges, networks in counts.itertuples(name=None)
+        if edges
+    ]
+    if told:
+        yield (
+            "Some arms do best at the smallest or largest learning rate that was tried, and may do "
+            f"better beyond it: {list_words(told)} networks."
+        )

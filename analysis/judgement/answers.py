@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from analysis.judgement.lengths import find_ends
+from harness.study.wording import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,10 +29,12 @@ def answer_question(
     lengths: Sequence[LengthEffect],
     *,
     is_complete: bool,
+    deciding: int = 0,
 ) -> tuple[str, ...]:
     """The answer in one sentence; behind it, as far as there are any, other studies and lengths.
 
     The first study with trials is the one that the sentence is about: the paper's own, if it is asked.
+    `deciding` is the length of training that decides, in epochs, where there are others.
     """
     studies: dict[object, list[Verdict]] = {}
     for verdict in verdicts:
@@ -41,6 +44,8 @@ def answer_question(
         return tuple(_answer_without_claims(networks, is_complete=is_complete))
     first, *others = studies.values()
     lead = "" if is_complete else "So far, "
+    if deciding:
+        lead += f"after {format_count(deciding, 'epoch')} of training, "
     told = lead + "; ".join(_answer_claim(v, is_first=v is first[0]) for v in first) + "."
     return (
         told[:1].upper() + told[1:],
@@ -72,6 +77,14 @@ _SIDES = {
     ),
     "C1": ("it is open which order is better", "open"),
     "C3": ("it is open whether the order matters by more than {margin:g} points", "open"),
+    "ahead after": (
+        "{norm} after {activation} is ahead, and it is open whether by more than {margin:g} points",
+        "open",
+    ),
+    "ahead before": (
+        "{norm} before {activation} is ahead, and it is open whether by more than {margin:g} points",
+        "open",
+    ),
 }
 """What can be found, in words that stand behind where, and in short; by claim where it is open."""
 
@@ -92,7 +105,8 @@ def _find_side(verdict: Verdict) -> tuple[str, str]:
         "equivalent": "equal",
         "equivalent on average": "equal on average",
     }
-    return _SIDES[words.get(verdict.word, verdict.claim)]
+    is_open = f"ahead {shown}" if shown and not is_c1 else verdict.claim
+    return _SIDES[words.get(verdict.word, is_open)]
 
 
 def _quote(effect: Effect, word: str, *, is_first: bool) -> str:
@@ -135,7 +149,8 @@ def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
     parts: dict[tuple[int, int], list[str]] = {}
     for first, last in find_ends(lengths):
         parts.setdefault((first.epochs, last.epochs), []).append(
-            f"from {first.estimate:+.2f} to {last.estimate:+.2f} points in {last.networks}"
+            f"from {first.estimate:+.2f} to {last.estimate:+.2f} points "
+            f"[{last.low:+.2f}, {last.high:+.2f}] in {last.networks}"
         )
     for (shortest, longest), told in parts.items():
         yield (

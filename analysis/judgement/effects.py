@@ -58,6 +58,8 @@ _FEWEST_FOR_OUTLIER = 5
 _FAR_OUT = 3.5
 
 UNITS = {"accuracy": "percentage points", "gradient": "log10 of the ratio"}
+BESIDE = ("exploratory: head", "exploratory: length")
+"""Families of the cells that are shown beside the claims; `Cell.beside` says why."""
 GROUPS = {"skip-free CNNs": SKIP_FREE, "residual networks": RESIDUAL}
 
 

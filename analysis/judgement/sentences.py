@@ -64,10 +64,10 @@ class Story:
         number = format_estimate(first, equivalence=equal)
         match self.claim:
             case "C5":
-                pair = f"{self.study.activation_name} before {self.study.norm_name}"
                 return (
-                    f"Without skips {pair} changes accuracy by {number} more than with "
-                    f"them{within}, on twins of equal depth ({format_pairs(first)})."
+                    f"What {self.study.norm_name} after {self.study.activation_name} gains, without "
+                    f"skips minus with them, is {number}{within}, on twins of equal depth "
+                    f"({format_pairs(first)})."
                 )
             case "C4":
                 return f"{self._pool()}: {self._describe_flows(equal=equal)}."
@@ -139,10 +139,11 @@ class Story:
     def describe_margin(self, smallest_margin: float) -> str:
         """The margin it would take, where equality is in question."""
         is_asked = self.claim in {"C3", "C4"} or self.word != "supported"
+        is_asked &= self.claim != "C2"  # which asks for a cause, and for no equality
         if not is_asked or not np.isfinite(smallest_margin):
             return ""
         first = next((c for c in self.comparisons if c.quantity in WINDOWS), self.comparisons[0])
-        if self.claim in {"C1", "C3", "C5"}:
+        if self.claim != "C4":
             first = self.comparisons[0]
         margin = _format_margin(first.quantity, smallest_margin)
         return f"; the smallest margin at which it would be called equivalent is {margin}"
@@ -194,8 +195,10 @@ class Story:
                 f"{format_estimate(one, equivalence=equal)} {WINDOWS[one.quantity]}"
                 for one in windows
             )
-            texts.append(f"gradient flow of {arm} over before is {numbers}")
-        return f"{'; '.join(texts)} ({format_pairs(flows[0])})"
+            texts.append(
+                f"gradient flow of {arm} over before is {numbers} ({format_pairs(windows[0])})"
+            )
+        return "; ".join(texts)
 
     def _describe_mechanism(self) -> Iterator[str]:
         gain = self.comparisons[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.judgement.effects import GRAFTS, GROUPS
+from analysis.judgement.effects import BESIDE, GRAFTS, GROUPS
 from analysis.judgement.outcomes import WINDOWS
 from analysis.page import charts, theme
 from analysis.page import frames as tables
@@ -85,56 +85,70 @@ def compare(effects: Sequence[Effect]) -> list[Comparison]:
 def show_differences(
     comparisons: Sequence[Comparison], marks: Mapping[str, Mark], fates: Sequence[Fate] = ()
 ) -> Section:
-    figures = []
+    figures: list[Figure] = []
     for compared in sorted(comparisons, key=lambda one: one.is_graft):
         rows = compared.rows
         rows = rows.assign(counts=count_trained(rows, fates))
         is_told = rows["estimate"].notna() | (rows["counts"] != "")
         shown = rows[rows["kind"].isin(["cell", "pooled"]) & is_told]
-        if shown.empty:
-            continue
-        shown = as_printed(_group_by_architecture(shown))
-        has_counts = bool((shown["counts"] != "").any())
-        is_ratio, what = compared.is_ratio, compared.quantity_name
-        figures.append(
-            Figure(
-                name="-".join(
-                    filter(
-                        None,
-                        (
-                            f"forest-{compared.quantity}",
-                            compared.window,
-                            f"{compared.arm}-{compared.baseline}",
-                        ),
-                    )
-                ),
-                title=f"{what}: {compared.axis}",
-                description=(
-                    f"{what} of '{compared.arm}' against '{compared.baseline}', paired by seed. "
-                    + _GRAFT * compared.is_graft
-                    + "Thin bar: 95 % interval; thick bar: 90 % interval, which must lie inside the shaded margin "
-                    f"({_margin_words(shown, is_ratio=is_ratio)}) for the two to be called "
-                    "equivalent."
-                    + (
-                        f" Where not every run trained, no mean is drawn: of '{compared.arm}' and of "
-                        f"'{compared.baseline}' it says how many did."
-                        if has_counts
-                        else ""
-                    )
-                ),
-                panels=_forests(shown, marks, title=compared.axis, is_ratio=is_ratio),
-                table=_effects_table(shown, compared.axis),
-                # The first is the question itself, though no claim may rest on it here.
-                is_aside=bool(figures)
-                and bool(shown["family"].str.startswith("exploratory").all()),
+        is_beside = shown["family"].isin(BESIDE)
+        if not is_beside.all():
+            shown_here = shown[~is_beside]
+            # The first is the question itself, though no claim may rest on it here.
+            is_exploratory = bool(shown_here["family"].str.startswith("exploratory").all())
+            figures.append(
+                _draw_forest(compared, shown_here, marks, is_aside=is_exploratory and bool(figures))
             )
-        )
+        if is_beside.any():
+            figures.append(
+                _draw_forest(
+                    compared, shown[is_beside], marks, beside=", beside the claims", is_aside=True
+                )
+            )
     return Section(
         "differences",
         "Where does the order matter?",
         "Each line compares two placements that started from the same weights and saw the same "
         "batches, seed by seed. Bold lines pool the networks below them.",
         tuple(sorted(figures, key=lambda figure: figure.is_aside)),
+    )
+
+
+def _draw_forest(
+    compared: Comparison,
+    rows: pd.DataFrame,
+    marks: Mapping[str, Mark],
+    *,
+    beside: str = "",
+    is_aside: bool,
+) -> Figure:
+    shown = as_printed(_group_by_architecture(rows))
+    is_ratio, what = compared.is_ratio, compared.quantity_name
+    name = (
+        f"forest-{compared.quantity}",
+        compared.window,
+        f"{compared.arm}-{compared.baseline}",
+        "beside" * bool(beside),
+    )
+    return Figure(
+        name="-".join(filter(None, name)),
+        title=f"{what}: {compared.axis}{beside}",
+        description=(
+            f"{what} of '{compared.arm}' against '{compared.baseline}', paired by seed. "
+            + _GRAFT * compared.is_graft
+            + "Other lengths of training, or one more norm ahead of the head. " * bool(beside)
+            + "Thin bar: 95 % interval; thick bar: 90 % interval, which must lie inside the shaded margin "
+            f"({_margin_words(shown, is_ratio=is_ratio)}) for the two to be called equivalent."
+            + (
+                f" Where not every run trained, no mean is drawn: of '{compared.arm}' and of "
+                f"'{compared.baseline}' it says how many did."
+                if (shown["counts"] != "").any()
+                else ""
+            )
+        ),
+        panels=_forests(shown, marks, title=compared.axis, is_ratio=is_ratio),
+        table=_effects_table(shown, compared.axis),
+        is_aside=is_aside,
     )
 
 
@@ -355,7 +369,15 @@ def _effects_table(rows: pd.DataFrame, difference: str) -> Table:
     return Table(
         columns=(
             *("cell", "pairs", difference, "95 % interval", "90 % interval"),
-            *("p", "p (Holm)", "claim", "sign-flip p", "its floor", "p (equivalence)"),
+            *(
+                "p",
+                "p (beyond the margin)",
+                "p (Holm)",
+                "claim",
+                "sign-flip p",
+                "its floor",
+                "p (equivalence)",
+            ),
         ),
         rows=tuple(
             (
@@ -365,6 +387,7 @@ def _effects_table(rows: pd.DataFrame, difference: str) -> Table:
                 row["interval"],
                 row["interval90"],
                 p_value(row["p"]),
+                p_value(row["p_minimal"]),
                 p_value(row["p_holm"]),
                 NONE if row["family"].startswith("exploratory") else row["family"],
                 p_value(row["p_sign_flip"]),

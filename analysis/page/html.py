@@ -15,7 +15,7 @@ import markupsafe
 from analysis.page import drawing, pictures, theme
 from analysis.page.methods import cite, describe_methods
 from analysis.page.parts import Table
-from analysis.page.runs import tabulate_provenance
+from analysis.page.runs import tabulate_arms, tabulate_provenance
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -62,6 +62,7 @@ def render_page(
         gradient_meaning=theme.meaning(page.results.plan.gradient_column).rstrip("."),
         methods=describe_methods(page),
         citation=cite(),
+        arms=tabulate_arms(page.results),
         provenance=tabulate_provenance(page.results),
         reproduction=_reproduction(page, allow_mixed="--allow-mixed" in shlex.split(command)),
         chart=chart,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis.judgement.studies import STUDY
+from analysis.judgement.studies import STUDY, name_value
 from analysis.page import charts, curves, theme
 from analysis.page import frames as tables
 from analysis.page.parts import Figure, Panel, Section, Table
 from analysis.page.theme import number
+from harness.study.wording import list_words
 
 if TYPE_CHECKING:
     from analysis.load import Results
@@ -298,6 +299,21 @@ def _time_table(trials: pd.DataFrame) -> Table:
         ),
         words=3,
     )
+
+
+def tabulate_arms(results: Results) -> Table:
+    """What stands in a block of each arm, in the order in which the data pass."""
+    planned = results.planned
+    words = {"+": "the skip is added", "cat": "the input is appended"}
+    for operation, column in (("norm", "norm"), ("act", "activation")):
+        used = planned[column].unique()  # of several the operation is named, and not which it is
+        words[operation] = name_value(column, used[0]) if len(used) == 1 else column
+    found = planned.drop_duplicates(["placement", "program", "architecture"])
+    rows = []
+    for (placement, program), same in found.groupby(["placement", "program"], sort=False):
+        steps = [words.get(step.rstrip(","), step) for step in str(program).split()]
+        rows.append((placement, list_words(same["architecture"].unique()), ", ".join(steps)))
+    return Table(("arm", "networks", "in each block"), tuple(rows), words=3)
 
 
 def tabulate_provenance(results: Results) -> Table:

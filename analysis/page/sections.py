@@ -85,7 +85,7 @@ def build_page(
         results = replace(results, warnings=(few, *results.warnings))
         cards = tuple(map(_shorten, cards))
     comparisons = compare(effects)
-    plan = results.plan
+    plan, planned_lengths = results.plan, studied["epochs"].nunique()
     sections = (
         begin(
             show_training(points, courses, marks, margin=plan.margin_accuracy, deciding=plan.epochs)
@@ -113,7 +113,13 @@ def build_page(
         interactions=tuple(interactions),
         networks=tuple((names[network.identity_key], network) for network in networks),
         seen=tuple(seen),
-        answer=answer_question(verdicts, networks, lengths, is_complete=results.is_complete),
+        answer=answer_question(
+            verdicts,
+            networks,
+            lengths,
+            is_complete=results.is_complete,
+            deciding=plan.epochs if planned_lengths > 1 else 0,
+        ),
         facts=describe_facts(results),
         cards=cards,
         marks=marks,

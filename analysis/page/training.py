@@ -90,8 +90,8 @@ def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> 
         description=(
             "Mean difference at the end of trainings of each length, with its 95 % interval, over "
             "networks that were trained at each of them. Each length is a training of its own, with a "
-            "schedule of its own. Shaded: differences too small to matter. A difference that is there "
-            "at short lengths and gone at long ones is one of speed."
+            "schedule of its own. Shaded: differences too small to matter. A difference of speed is "
+            "large at short lengths, and at long ones its whole interval is in the shade."
         ),
         panels=tuple(
             Panel(str(name), charts.trend(part, marks, title=what, reach=reach, along="epochs"))
@@ -122,10 +122,18 @@ def show_lengths(lengths: Sequence[LengthEffect], marks: Mapping[str, Mark]) -> 
 
 def _tell_change(ends: tuple[LengthEffect, LengthEffect]) -> str:
     shortest, longest = ends
+    margin = longest.margin
+    if -margin < longest.low and longest.high < margin:
+        left = "no difference that matters is left"
+    elif longest.low > 0 or longest.high < 0:
+        left = "a difference is left"
+    else:
+        left = f"whether one beyond ±{margin:g} is left is open"
     return (
         f"{longest.networks}: {signed(shortest.estimate)} points after {shortest.epochs} epochs, "
-        f"{signed(longest.estimate)} after {longest.epochs}, a change of {signed(longest.change)} "
-        f"{interval(longest.change_low, longest.change_high)}."
+        f"{signed(longest.estimate)} {interval(longest.low, longest.high)} after {longest.epochs}, a "
+        f"change of {signed(longest.change)} {interval(longest.change_low, longest.change_high)}; "
+        f"{left}."
     )
 
 

@@ -413,6 +413,10 @@ def test_what_a_tuning_stage_chose_is_read_and_absent_without_one(folder):
     )
     Store(folder).write_choices([row])
     assert load_results(str(folder)).choices.to_dict("records") == [asdict(row)]
+    Store(folder).write_choices([row, replace(row, epochs=9), replace(row, placement="none")])
+    results = load_results(str(folder))
+    assert len(results.choices) == 2  # one stage serves both lengths
+    assert "beyond it: 'before' in 1 of 1 and 'none' in 1 of 1 networks." in results.warnings[-1]
 
 
 def test_results_on_s3_read_like_those_in_a_folder(folder, bucket):

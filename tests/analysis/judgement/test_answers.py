@@ -17,11 +17,11 @@ from tests.analysis.judgement.conftest import make
 PLAN = AnalysisPlan(grid="g")
 
 
-def answer(*studies, lengths=(), is_complete=True):
+def answer(*studies, lengths=(), **settings):
     effects = [e for quantity in UNITS for e in find_effects(quantity, studies, PLAN)]
     verdicts = judge_outcomes(studies, PLAN, effects=effects)
     networks = describe_networks(effects, verdicts)
-    return answer_question(verdicts, networks, lengths, is_complete=is_complete)
+    return answer_question(verdicts, networks, lengths, **{"is_complete": True, **settings})
 
 
 def effects(plain, resnet):
@@ -51,6 +51,14 @@ def test_what_is_open_is_called_open_with_its_numbers():
         "in residual networks it is open whether the order matters by more than 0.5 points "
         "(+0.40 points [" in sentence
     )
+
+
+def test_an_order_that_is_ahead_and_not_shown_to_matter_is_called_ahead():
+    ahead = "batch norm after ReLU is ahead, and it is open whether by more than 0.5 points (+0.45 "
+    (sentence,) = answer(make(effects(1.0, 0.45), sd=0.2))
+    assert f"; in residual networks {ahead}points [" in sentence
+    (sentence,) = answer(make(effects(1.0, 0.45), sd=0.2), deciding=8)
+    assert sentence.startswith("After 8 epochs of training, without skip connections batch norm is")
 
 
 def test_an_order_that_wins_and_loses_to_no_norm_at_all_is_not_best():
@@ -100,7 +108,7 @@ def test_other_studies_are_counted_by_what_they_say():
 
 def test_lengths_of_training_are_told_of_the_first_study():
     study = make(effects(1.0, 0.0))
-    numbers = {"cells": 1, "pairs": 5, "low": 0.0, "high": 0.0, "margin": 0.5}
+    numbers = {"cells": 1, "pairs": 5, "low": -0.2, "high": 0.4, "margin": 0.5}
     changes = dict.fromkeys(("change", "change_low", "change_high"), 0.0)
     lengths = [
         LengthEffect(
@@ -118,7 +126,8 @@ def test_lengths_of_training_are_told_of_the_first_study():
     ]
     _, told = answer(study, lengths=lengths)
     assert told == (
-        "From 2 to 24 epochs of training, after minus before goes from +1.50 to +0.10 points in resnet."
+        "From 2 to 24 epochs of training, after minus before goes from +1.50 to +0.10 points "
+        "[-0.20, +0.40] in resnet."
     )
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.judgement import outcomes
-from analysis.judgement.interactions import find_interactions
+from analysis.judgement.lengths import compare_lengths
 from analysis.judgement.outcomes import WINDOWS, collect_outcomes, measure_flows
 from analysis.load import load_results
 from tests.analysis.conftest import Study, write_study
@@ -209,7 +209,8 @@ def test_only_the_length_that_the_grid_names_decides_and_the_others_stand_beside
     assert [cell.beside for cell in apart.cells] == ["length", "length", "", ""]
     assert apart.members(["plain", "resnet"]).tolist() == [False, False, True, True]
     # The lengths are still compared with each other.
-    assert {one.factor for one in find_interactions([apart], both.plan)} == {"epochs"}
+    lengths = list(compare_lengths([apart], both.plan))
+    assert {one.epochs for one in lengths} == {cell.epochs for cell in apart.cells}
 
 
 def test_arms_pair_across_learning_rates_unless_the_grid_crosses_them(tmp_path):

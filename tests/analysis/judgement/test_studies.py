@@ -104,8 +104,8 @@ def test_only_batch_norm_with_relu_answers_the_paper(results):
 
 def test_a_sentence_names_the_norm_and_the_activation_of_its_study(results):
     sentences = [verdict.sentence for verdict in judge(results) if verdict.claim == "C5"]
-    assert "Without skips ReLU before batch norm changes" in sentences[0]
-    assert "Without skips GELU before group norm changes" in sentences[3]
+    assert "What batch norm after ReLU gains, without skips minus" in sentences[0]
+    assert "What group norm after GELU gains, without skips minus" in sentences[3]
 
 
 def test_each_verdict_rests_on_effects_of_its_own_study(results):

@@ -15,6 +15,7 @@ from analysis.page import theme
 from analysis.page.differences import compare, show_differences
 from analysis.page.fates import count_trained, show_fates
 from analysis.page.frames import tabulate_accuracies, tabulate_effects, tabulate_trials
+from analysis.page.runs import tabulate_arms
 from analysis.page.training import MOST_PANELS, show_course, show_lengths, show_training
 from tests.analysis.conftest import effects_of
 from tests.analysis.judgement.test_studies import write
@@ -188,3 +189,26 @@ def test_a_mean_is_that_of_the_runs_that_trained(results, fates):
     assert (cell["ran"], cell["trained"]) == (5, 3)
     assert cell["mean"] > 85
     assert cell["sd"] < 3
+
+
+def test_what_stands_beside_the_claims_has_a_figure_of_its_own(results):
+    judged = replace(results, plan=replace(results.plan, epochs=6))
+    section = show_differences(compare(effects_of("accuracy", judged)), MARKS)
+    figures = {figure.name: figure for figure in section.figures}
+    for name, rows, is_aside in (
+        ("forest-accuracy-after-before", ["plain-8", "resnet-8"], False),
+        ("forest-accuracy-after-before-beside", ["plain-8, 2 epochs", "resnet-8, 2 epochs"], True),
+    ):
+        cells = [row[0] for row in figures[name].table.rows if "-8" in row[0]]
+        assert (cells, figures[name].is_aside) == (rows, is_aside)
+
+
+def test_the_arms_are_told_operation_by_operation(results):
+    assert tabulate_arms(results).rows == (
+        ("before", "plain", "conv, batch norm, ReLU"),
+        ("after", "plain", "conv, ReLU, batch norm"),
+        ("none", "plain", "conv, ReLU"),
+        ("before", "resnet", "conv, batch norm, ReLU, conv, batch norm, the skip is added, ReLU"),
+        ("after", "resnet", "conv, ReLU, batch norm, conv, ReLU, batch norm, the skip is added"),
+        ("none", "resnet", "conv, ReLU, conv, the skip is added, ReLU"),
+    )
