@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import altair as alt
 
 from analysis.page import theme
-from analysis.page.encodings import axis_of, colour, layer, line_in_band, margin_band, marked, shape
+from analysis.page.encodings import (
+    axis_of,
+    colour,
+    layer,
+    line_in_band,
+    margin_band,
+    marked,
+    shape,
+    span,
+)
 from analysis.page.theme import INK
 
 if TYPE_CHECKING:
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from analysis.page.encodings import Layered
     from analysis.page.theme import Mark
 
+FAR_BELOW = 0.8
+"""Share of the best accuracy of a panel below which a run at some rate is not drawn."""
 _MAPPED = ("layer_index", "epoch", "mean", "is_clear")
 _EPOCH = "format(datum.value, datum.value < 10 ? '.2~g' : ',.0f')"
 """How a number of epochs is written: 0.013, 300."""
@@ -35,8 +46,12 @@ def learning(
         mean, low, high and reach in percent; the domain of all panels is `reach`.
     """
     data = alt.Chart(theme.inline(points, "epoch", "arm", "mean"))
-    marked_data = alt.Chart(theme.inline(points[points["is_marked"]], "epoch", "arm", "mean"))
-    x = alt.X("epoch:Q").title("epoch").axis(grid=False, tickMinStep=1, format="d")
+    # A mark at the end of the axis is drawn whole; one below it is not drawn.
+    is_shown = points["is_marked"] & points["mean"].between(*reach)
+    marked_data = alt.Chart(theme.inline(points[is_shown], "epoch", "arm", "mean"))
+    shown = sorted(points.loc[points["is_marked"], "epoch"].unique().tolist())
+    x = alt.X("epoch:Q").title("epoch")
+    x = x.axis(grid=False, format="d", values=shown, labelOverlap="greedy")
     scale = alt.Scale(domain=list(reach), nice=False)
     known = alt.Chart(
         theme.inline(points.dropna(subset=["low", "high"]), "epoch", "arm", "low", "high")
@@ -125,19 +140,22 @@ def rates(
 
     Shapes:
         trials: one row per trial: `lr`, `arm`, `percent`; means: one row per rate and arm, with
-        `edge`, "▲" where the arm does best at the edge of what was tried.
+        `edge`, a sign where the arm does best at the edge of what was tried. What is far below the
+        best is not drawn: it would leave no room for what is compared.
     """
     x = alt.X("lr:Q").title("learning rate").scale(type="log", nice=False, padding=12)
     x = x.axis(grid=False, format="~g", values=sorted(trials["lr"].unique().tolist()))
-    y = alt.Y("percent:Q", title=title).scale(zero=False)
-    points = alt.Chart(theme.inline(trials, "lr", "arm", "percent"))
+    near = trials[trials["percent"] >= FAR_BELOW * trials["percent"].max()]
+    reach = span(near, "percent")
+    y = alt.Y("percent:Q", title=title).scale(zero=False, nice=False, domain=reach)
+    points = alt.Chart(theme.inline(near, "lr", "arm", "percent"))
     lines = alt.Chart(theme.inline(means, "lr", "arm", "percent", "edge"))
     return layer(
         points.mark_point(filled=True, size=25, opacity=0.5).encode(
             x, y, colour(marks, legend=None), shape(marks, legend=None)
         ),
-        lines.mark_line(strokeWidth=1.5).encode(x, y, colour(marks, legend=None)),
-        lines.mark_text(dy=-10, color=INK).encode(x, y, text="edge:N"),
+        lines.mark_line(strokeWidth=1.5, clip=True).encode(x, y, colour(marks, legend=None)),
+        lines.mark_text(dy=-10, color=INK, fontSize=14).encode(x, y, text="edge:N"),
     ).properties(width="container", height=200)
 
 

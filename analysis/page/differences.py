@@ -90,7 +90,8 @@ def show_differences(
         rows = compared.rows
         rows = rows.assign(counts=count_trained(rows, fates))
         is_told = rows["estimate"].notna() | (rows["counts"] != "")
-        shown = rows[rows["kind"].isin(["cell", "pooled"]) & is_told]
+        says_more = (rows["kind"] == "cell") | (rows["kind"] == "pooled") & (rows["cells"] != 1)
+        shown = rows[says_more & is_told]  # the pool of one network is that network
         is_beside = shown["family"].isin(BESIDE)
         if not is_beside.all():
             shown_here = shown[~is_beside]

@@ -116,7 +116,7 @@ def line_in_band(
         known.mark_area(opacity=0.18, clip=clip).encode(
             x, low, colour(marks, **options), y2=alt.Y2("high:Q")
         ),
-        data.mark_line(strokeWidth=1.5).encode(x, y, colour(marks, **options)),
+        data.mark_line(strokeWidth=1.5, clip=clip).encode(x, y, colour(marks, **options)),
     )
 
 

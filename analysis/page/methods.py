@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from analysis.judgement.studies import name_dataset, name_value
+from analysis.load import CELL
 from analysis.page import theme
 from analysis.page.facts import count_seeds, name_networks, range_words
 from harness.study.facts import facts_of
@@ -55,7 +56,7 @@ def describe_methods(page: Page) -> tuple[str, ...]:
     study = study if len(study) else planned
     return (
         " ".join(_describe_design(page, study)),
-        " ".join(_describe_training(study)),
+        " ".join((*_describe_training(study), *_describe_tuning(planned))),
         " ".join(_describe_tests(page)),
         " ".join(_describe_software(page)),
     )
@@ -126,6 +127,25 @@ def _describe_training(study: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def _describe_tuning(planned: pd.DataFrame) -> Iterator[str]:
+    """How an arm got its recipe, where a stage of the study chose it."""
+    tuning = planned[planned["stage"] == "tuning"]
+    if tuning.empty:
+        return
+    seeds = tuning.groupby(list(CELL), dropna=False)["seed"].nunique().max()
+    lengths = planned.loc[planned["stage"] == "study", "epochs"].nunique()
+    yield (
+        f"Each arm trains at the learning rate, of {_values(tuning, 'lr')} (not all were tried in "
+        f"every arm), that scored best on validation images after {_values(tuning, 'epochs')} epochs, "
+        f"over {format_count(int(seeds), 'seed')} that the study does not use"
+        + (
+            "; at every length of training it is the same."
+            if lengths > tuning["epochs"].nunique()
+            else "."
+        )
+    )
+
+
 def _describe_tests(page: Page) -> Iterator[str]:
     plan = page.results.plan
     yield (
@@ -160,7 +180,14 @@ def _describe_tests(page: Page) -> Iterator[str]:
         )
     looks = len(page.seen) or 1
     if plan.looks:
-        yield f"Looks were planned at {list_words(map(str, plan.looks))} seeds per cell."
+        yield (
+            f"Looks were planned at {list_words(map(str, plan.looks))} seeds per cell"
+            + (
+                "; after a look, seeds were added only where a claim was still open."
+                if len(set(count_seeds(page.results.planned.query("stage == 'study'")))) > 1
+                else "."
+            )
+        )
     yield (
         "The data were looked at once."
         if looks == 1

@@ -34,7 +34,7 @@ _LATEX: Mapping[str, str] = {
     "\N{NO-BREAK SPACE}": "~",
     "✓": r"$\surd$",
     "✕": r"$\times$",
-    "▲": r"$\triangle$",
+    "↔": r"$\leftrightarrow$",
 }
 """What LaTeX reads otherwise, or has no letter for, as it would print it."""
 

@@ -25,6 +25,8 @@ _IDENTITIES = {
     "qa_sum": "the sum of a channel's gradient",
     "qa_dot": "a layer's weight times its gradient, summed",
 }
+EDGE = "↔"
+"""Stands at the best rate of an arm where it is the smallest or largest tried; no arm's mark."""
 _GLYPHS = {"done": "", "diverged": "✕", "failed": "!", "missing": ""}
 
 
@@ -40,7 +42,7 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
             f"{row['lr']:g}",
             f"{row['weight_decay']:g}",
             number(100 * row["validation_accuracy"]),
-            "▲ edge of the list" if row["at_edge"] else "inside the list",
+            f"{EDGE} edge of the list" if row["at_edge"] else "inside the list",
             "; ".join(
                 f"{lr:g}: {number(score, 1)}" + (f" ({diverged}✕)" if diverged else "")
                 for lr, _, score, diverged in row["tried"]
@@ -61,7 +63,8 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
         name="rates",
         column="validation_accuracy",
         description="Every seed of the tuning stage, and a line through the means of each arm. "
-        "▲: the arm does best at the edge of the rates tried.",
+        f"{EDGE}: the arm does best at the edge of the rates tried. Runs far below the best are left "
+        "out; the table has their means.",
         edges=_find_edges(choices),
     )
     return Section(
@@ -70,7 +73,9 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
         (
             "At one common rate the order with the larger steps may win or lose by its steps alone. So "
             f"each arm was {'also ' * is_common_too}trained at the recipe that scored best on "
-            "validation images, with seeds of its own that the study does not use. A run that diverged (✕) scores 0."
+            "validation images"
+            + _say_length(results)
+            + ", with seeds of its own that the study does not use. A run that diverged (✕) scores 0."
             + (warning if edges else "")
         )
         * bool(rows),
@@ -90,6 +95,20 @@ def show_tuning(results: Results, trials: pd.DataFrame, marks: Mapping[str, Mark
         )
         if rows
         else (),
+    )
+
+
+def _say_length(results: Results) -> str:
+    """How long the stage trains, where the study has other lengths."""
+    tuning, study = (
+        sorted(results.planned.loc[results.planned["stage"] == stage, "epochs"].unique().tolist())
+        for stage in ("tuning", "study")
+    )
+    if not tuning or tuning == study:
+        return ""
+    return (
+        f" (after {list_words(map(str, tuning))} epochs; trainings of {list_words(map(str, study))} "
+        "get the same one)"
     )
 
 
@@ -132,7 +151,7 @@ def _draw_rates(
     for cell, rows in scored.groupby(["study", "architecture", "variant", "depth"], sort=False):
         means = rows.groupby(["arm", "lr"], sort=False, as_index=False)["percent"].mean()
         means["edge"] = [
-            "▲" if (*cell, arm, lr) in edges else ""
+            EDGE if (*cell, arm, lr) in edges else ""
             for arm, lr in zip(means["arm"], means["lr"], strict=True)
         ]
         study, architecture, variant, depth = cell

@@ -183,15 +183,16 @@ def _draw_curves(
 ) -> Figure:
     shown = spread_times(sorted(rows["epoch"].unique().tolist()))
     rows = rows.assign(is_marked=rows["epoch"].isin(shown))
-    low, high = span(rows, "mean", "low", "high")
+    late = rows[rows["epoch"] >= rows["epoch"].max() / 2]
+    low, high = span(late, "mean", "low", "high")
     reach = [max(0.0, low), min(100.0, high)]
     return Figure(
         name=name,
         title=title,
         description=(
             "Mean validation accuracy over the seeds that trained, with the 95 % interval of each "
-            "mean. What counts is the paired difference, not whether two bands overlap."
-            + _tell_lost(rows)
+            "mean. What counts is the paired difference, not whether two bands overlap. The first "
+            "half of training may lie below the axis." + _tell_lost(rows)
         ),
         panels=tuple(
             Panel(

@@ -126,7 +126,7 @@ def test_the_choices_are_told_with_their_scores_and_the_edge_of_the_list(tuned):
     rows = re.findall(r"<tr><th scope=.row.>(.*)", section)
     assert len(rows) == 6
     assert re.sub("<[^>]*>", "|", rows[0]) == (
-        "plain-8|before|0.2|0.0005|90.00|▲ edge of the list|0.05: 82.5 (1✕); 0.1: 85.0; 0.2: 90.0"
+        "plain-8|before|0.2|0.0005|90.00|↔ edge of the list|0.05: 82.5 (1✕); 0.1: 85.0; 0.2: 90.0"
     )
 
 
