@@ -86,11 +86,13 @@ class Status:
         return sum(row.trial_id in self.tally.rows for row in self.snapshot.failures)
 
     def count_by_cell(self) -> dict[str, Counter[str]]:
-        """Cell in words -> outcome -> trials."""
-        varying = find_varying(self.tally.trials)
+        """Cell in words -> outcome -> trials; of a tuning stage, arm by arm."""
+        varying = find_varying([trial for trial in self.tally.trials if trial.stage == "study"])
         cells: dict[str, Counter[str]] = defaultdict(Counter)
         for trial in self.tally.trials:
-            cells[_name_cell(trial) + name_settings(trial, varying)][self.tally.outcome(trial)] += 1
+            is_study = trial.stage == "study"
+            name = _name_cell(trial) + name_settings(trial, varying) * is_study
+            cells["tuning " * (not is_study) + name][self.tally.outcome(trial)] += 1
         return dict(cells)
 
     def list_causes(self) -> list[Cause]:

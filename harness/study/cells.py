@@ -23,5 +23,10 @@ def find_varying(trials: Collection[Trial]) -> list[str]:
 
 
 def name_settings(trial: Trial, names: Collection[str]) -> str:
-    """These settings of a trial, to stand behind its name; empty without any."""
-    return "".join(f" {name}={getattr(trial, name)}" for name in names)
+    """These settings of a trial, to stand behind its name; empty without any.
+
+    The recipe of an arm whose steps are borrowed is told where steps are borrowed.
+    """
+    is_own = trial.flow == "own"
+    told = (name for name in names if not (is_own and name.startswith("flow")))
+    return "".join(f" {name}={getattr(trial, name)}" for name in told)
