@@ -39,7 +39,7 @@ from harness.study.facts import facts_of, find_dataset_mistake
 from harness.study.own import is_own, tidy_name
 from harness.study.records import Settings
 from harness.study.trials import EVERY_PROGRAM, PROGRAMS, WORDS
-from harness.study.wording import did_you_mean, show
+from harness.study.wording import did_you_mean, list_words, show
 
 MAX_OPERATIONS = 100
 
@@ -145,13 +145,22 @@ def _check_depth(depth: int, info: ValidationInfo) -> int:
 
 
 def _check_placement(placement: object, info: ValidationInfo) -> object:
-    for architecture in info.data.get("architecture") or ():
-        words = (info.context or {}).get(architecture) or [
-            *find_architecture(architecture).programs
-        ]
+    known = {
+        architecture: (info.context or {}).get(architecture)
+        or [*find_architecture(architecture).programs]
+        for architecture in info.data.get("architecture") or ()
+    }
+    for architecture, words in known.items():
         if placement not in words:
             text = is_not(placement, f"a placement of {architecture}", words)
-            if absence := explain_absence(architecture, str(placement)):
+            others = [name for name, of_other in known.items() if placement in of_other]
+            absence = (
+                f"{list_words(others)} {'has' if len(others) == 1 else 'have'} it: write a product "
+                "for each"
+                if others
+                else explain_absence(architecture, str(placement))
+            )
+            if absence:
                 text = f"{text.partition('; did you mean')[0]}; {absence}"
             raise ValueError(text)
     if not isinstance(placement, str):

@@ -92,8 +92,8 @@ def _find_rule(declared: FieldInfo) -> Rule | None:
 def _describe_default(value: object) -> str:
     if value is MISSING:
         return "Must be given"
-    if value in (None, ()):
-        return "Default: none"
+    if value in (None, (), ""):
+        return "Default: not set"
     return f"Default: {value if isinstance(value, str) else show(value)}"
 
 

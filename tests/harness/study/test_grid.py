@@ -455,7 +455,7 @@ WRONG = [
     (
         "a placement that one architecture lacks",
         product("architecture: [resnet, plain]", "placement: after-add", "depth: 8"),
-        "my.yaml:4: grid[0].placement: 'after-add' is not a placement of plain: before, after, none; did you mean 'after'?",
+        "my.yaml:4: grid[0].placement: 'after-add' is not a placement of plain: before, after, none; resnet has it: write a product for each",
     ),
     (
         "a placement inherited in vain",
