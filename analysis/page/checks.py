@@ -26,7 +26,7 @@ def show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Sect
             p_value(verdict.p_holm),
             p_value(panel.p_sign_flip),
             p_value(panel.p_signed_rank),
-            signed(panel.hodges_lehmann),
+            _shift(verdict, panel.hodges_lehmann),
             number(panel.superiority),
             signed(panel.estimate_at_chance),
             verdict.fragile or "agrees",
@@ -36,9 +36,9 @@ def show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Sect
     )
     table = Table(
         (
-            *("claim", "verdict", "p", "p (Holm)", "sign-flip p", "signed-rank p"),
-            *("Hodges-Lehmann", "P(arm > baseline)"),
-            *("diverged at chance", "against the verdict"),
+            *("claim", "verdict", "p", "p (Holm)", "sign-flip p (zero)", "signed-rank p (zero)"),
+            *("Hodges-Lehmann shift", "P(arm > baseline)"),
+            *("difference, untrained at chance", "against the verdict"),
         ),
         rows,
         words=2,
@@ -46,7 +46,8 @@ def show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Sect
     return Section(
         "robustness",
         "Would other methods say the same?",
-        "Shown for comparison; no verdict depends on them.",
+        "Shown for comparison; no verdict depends on them. The p of a claim tests what the claim needs, "
+        "a margin included; those marked (zero) test that there is no difference at all.",
         tables=tuple(
             (title, table)
             for title, table in (
@@ -59,6 +60,12 @@ def show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Sect
             if table.rows
         ),
     )
+
+
+def _shift(verdict: Verdict, shift: float) -> str:
+    """In points, or as the ratio of gradient flow that it is the logarithm of."""
+    is_flow = verdict.headline is not None and verdict.headline.quantity == "gradient"
+    return theme.ratio(10.0**shift) if is_flow else signed(shift)
 
 
 def show_ranks(ranks: Sequence[Rank]) -> Section:

@@ -13,7 +13,7 @@ from analysis.page import charts, curves, theme
 from analysis.page import frames as tables
 from analysis.page.parts import Figure, Panel, Section, Table
 from analysis.page.theme import number
-from harness.study.wording import list_words
+from harness.study.wording import format_count, list_words
 
 if TYPE_CHECKING:
     from analysis.load import Results
@@ -213,13 +213,25 @@ def show_integrity(results: Results, trials: pd.DataFrame) -> Section:
         trials["probe_time"].sum() / trials["wall_time"].sum() if trials["wall_time"].sum() else 0
     )
     spent = f"Measuring gradient flow took {100 * share:.1f} % of the training time."
-    intro = spent if share > 0 else ""
+    states = trials["state"].value_counts()
+    intro = f"Of {format_count(len(trials), 'planned trial')} {states.get('done', 0):,} trained"
+    intro += "".join(
+        f", {states[state]:,} {words}"
+        for state, words in (
+            ("diverged", "diverged"),
+            ("failed", "broke"),
+            ("missing", "have no result"),
+        )
+        if state in states
+    )
+    intro += f". {spent}" if share > 0 else "."
     found = {_IDENTITIES[name]: off for name, off in checks.items() if math.isfinite(off)}
     if found:
         largest = " and ".join(f"{off:.1g} ({words})" for words, off in found.items())
         intro += (
-            " Where batch norm follows a layer, these are zero up to rounding and batch norm's "
-            f"epsilon, relative to the size of their terms; in the readings they are at most {largest}."
+            " The gradients can be checked: two sums are zero where batch norm follows a layer, up to "
+            "rounding and batch norm's epsilon. Of the size of their terms they are at most "
+            f"{largest}."
         )
     has_room = cells["cell"].str.len().max() < 20
     figures = [
