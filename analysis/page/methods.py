@@ -79,7 +79,7 @@ def _describe_design(page: Page, study: pd.DataFrame) -> Iterator[str]:
     tuned = len(page.results.planned) - len(study)
     beside = f", and {tuned} to choose recipes" if tuned else ""
     yield (
-        f"Each of the {len(seeds)} cells (an arm in a network) was planned with "
+        f"Each arm of each network, {len(seeds)} together, was planned with "
         f"{range_words(seeds)} seeds, {len(study)} trainings in all"
         f"{beside} ({counts['done']} done{lost}). Arms of equal seed started from the same weights "
         "wherever shapes agree and saw the same batches, so they are compared in pairs."

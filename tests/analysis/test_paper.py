@@ -70,7 +70,7 @@ def test_the_methods_say_what_this_study_did(written):
     for words in (
         "scikit-learn's digits (10 classes, images of 1x8x8; 1,077 to train",
         "in plain of depth 8 and 14.",
-        "Each of the 6 cells (an arm in a network) was planned with 4 seeds, 24 trainings in all",
+        "Each arm of each network, 6 together, was planned with 4 seeds, 24 trainings in all",
         "(23 done, 1 diverged",
         "The claims are judged after 6 epochs of training, as fixed beforehand",
         "for 6 epochs by SGD with Nesterov momentum 0.9 in batches of 32",
