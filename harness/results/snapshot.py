@@ -125,7 +125,8 @@ def take_snapshot(
     for held in sorted(read_rows(TrialRow, "trials", known), key=len, reverse=True):
         own = {row.trial_id: row for row in held}
         stem = name_stem(own)
-        if twice := sorted(own.keys() & rows):  # of two files the smaller is the duplicate
+        # Of two views Python walks the smaller; of a view and a dict it would walk all rows, each time.
+        if twice := sorted(own.keys() & rows.keys()):  # of two files the smaller is the duplicate
             path, reason = f"trials/{stem}.parquet", f"holds trial {twice[0]}, as another file does"
             damage.setdefault(path, DamagedFileError(store.location, path, reason))
         else:
