@@ -141,7 +141,9 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
     rows = sorted(tally.rows.values(), key=lambda row: row.trial_id)
     planned, trials = _to_frame(plan.table), _to_frame(to_table(rows, TrialRow))
     choices = _to_frame(to_table(snapshot.choices, ChoiceRow))
-    choices = choices.drop_duplicates(choices.columns.difference(["epochs", "warmup_epochs"]))
+    choices = choices.drop_duplicates(
+        choices.columns.difference(["epochs", "warmup_epochs"]), ignore_index=True
+    )
     warnings = [
         *_find_changed_plans(snapshot.plans),
         *_find_mixtures(trials, allow_mixed=allow_mixed),
@@ -169,7 +171,7 @@ def load_results(location: str, *, allow_mixed: bool = False) -> Results:
         readings=sieve.collect_readings(),
         identities=sieve.identities,
         failures=_to_frame(to_table(snapshot.failures, FailureRow)),
-        choices=choices.reset_index(drop=True),
+        choices=choices,
         warnings=tuple(warnings),
     )
 

@@ -1,7 +1,8 @@
 """Does the effect of the order depend on norm, activation, optimizer, or the size of things?
 
-Exploratory: no claim rests on it. What it owes to the length of training, `lengths` says. Two values of a factor are compared in cells that are equal in all
-else, so that both have the same block seeds: their difference is paired by seed.
+Exploratory: no claim rests on it. What it owes to the length of training, `lengths` says. Two values
+of a factor are compared in cells that are equal in all else, so that both have the same block seeds:
+their difference is paired by seed.
 
 Legend of shape suffixes: C cells, S seeds.
 """

@@ -138,14 +138,12 @@ class Story:
 
     def describe_margin(self, smallest_margin: float) -> str:
         """The margin it would take, where equality is in question."""
-        is_asked = self.claim in {"C3", "C4"} or self.word != "supported"
-        is_asked &= self.claim != "C2"  # which asks for a cause, and for no equality
+        is_asked = self.claim in {"C3", "C4"} or (
+            self.claim != "C2" and self.word != "supported"  # C2 asks for a cause
+        )
         if not is_asked or not np.isfinite(smallest_margin):
             return ""
-        first = next((c for c in self.comparisons if c.quantity in WINDOWS), self.comparisons[0])
-        if self.claim != "C4":
-            first = self.comparisons[0]
-        margin = _format_margin(first.quantity, smallest_margin)
+        margin = _format_margin(self.comparisons[0].quantity, smallest_margin)
         return f"; the smallest margin at which it would be called equivalent is {margin}"
 
     def advise(self, more_seeds: int | None, hours: float) -> str:

@@ -15,7 +15,7 @@ from analysis.page.parts import Figure, Panel, Section, Table
 from harness.study.wording import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from analysis.judgement.fates import Fate
 
@@ -115,10 +115,13 @@ def count_trained(effects: pd.DataFrame, fates: Sequence[Fate]) -> list[str]:
 
     Of the two humps of such runs a mean is in neither, and an interval of Student's knows one hump.
     """
+    by_arm: dict[tuple[object, ...], list[Fate]] = {}
+    for fate in fates:
+        by_arm.setdefault((*fate.identity_key, fate.arm), []).append(fate)
     words = []
     for row in effects.to_dict("records"):
         ends = (row["arm"], row["baseline"])
-        found = _find_fates(row, fates) if row["quantity"] == "accuracy" else []
+        found = _find_fates(row, by_arm) if row["quantity"] == "accuracy" else []
         sides = [[fate for fate in found if fate.arm == end] for end in ends]
         counts = [
             f"{sum(fate.trained for fate in side)} of {sum(fate.ran for fate in side)}"
@@ -130,10 +133,12 @@ def count_trained(effects: pd.DataFrame, fates: Sequence[Fate]) -> list[str]:
     return words
 
 
-def _find_fates(effect: dict[Hashable, Any], fates: Sequence[Fate]) -> list[Fate]:
+def _find_fates(
+    effect: dict[Hashable, Any], by_arm: Mapping[tuple[object, ...], Sequence[Fate]]
+) -> list[Fate]:
     """The runs of both arms that this number is taken from."""
-    study, ends = tuple(effect[name] for name in STUDY), {effect["arm"], effect["baseline"]}
-    of_arms = [fate for fate in fates if fate.identity_key == study and fate.arm in ends]
+    study, ends = tuple(effect[name] for name in STUDY), (effect["arm"], effect["baseline"])
+    of_arms = [fate for end in ends for fate in by_arm.get((*study, end), ())]
     if effect["kind"] == "cell":
         return [fate for fate in of_arms if fate.label == effect["label"]]
     if effect["kind"] != "pooled":
