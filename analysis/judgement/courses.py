@@ -35,7 +35,7 @@ QUANTITIES = ("accuracy", "gradient")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CourseEffect(Study):
-    """One order beside the other at one time of training, over all pairs of one architecture.
+    """One order beside the other at one time of training, over the pairs of one architecture.
 
     Units:
         estimate, low and high: percentage points of validation accuracy, arm minus baseline; or a
@@ -44,7 +44,8 @@ class CourseEffect(Study):
 
     quantity: str
     """"accuracy" or "gradient"."""
-    architecture: str
+    networks: str
+    """The architecture; with their depths where these are not all of its networks."""
     epochs: int
     """How long these trials are trained."""
     arm: str
@@ -102,7 +103,7 @@ def follow_orders(
             continue
         ends = [outcomes.placements.index(name) for name in (arm, baseline)]
         is_paired_CS = np.asarray(outcomes.trained_PCS[ends].all(0))
-        for architecture, epochs, is_member_C in _split_by_length(outcomes):
+        for networks, epochs, is_member_C in _split_by_length(outcomes):
             is_used_C = is_member_C & (is_paired_CS.sum(-1) >= FEWEST_PAIRS)
             if not is_used_C.any():
                 continue
@@ -128,7 +129,7 @@ def follow_orders(
                     yield CourseEffect(
                         **outcomes.identity,
                         quantity=quantity,
-                        architecture=architecture,
+                        networks=networks,
                         epochs=epochs,
                         arm=arm,
                         baseline=baseline,
@@ -180,12 +181,19 @@ def follow_arms(results: Results, studies: Sequence[Outcomes]) -> Iterator[Curve
 
 
 def _split_by_length(outcomes: Outcomes) -> Iterator[tuple[str, int, NDArray[np.bool_]]]:
-    """Architecture, length of training, and the cells that are judged there: (C,)."""
-    length_C = np.array([cell.epochs for cell in outcomes.cells])
-    for architecture in dict.fromkeys(cell.architecture for cell in outcomes.cells):
-        is_member_C = outcomes.members([architecture])
-        for epochs in sorted(set(length_C[is_member_C].tolist())):
-            yield architecture, epochs, is_member_C & (length_C == epochs)
+    """Networks in words, length of training, and their cells: (C,). Every length, not just the deciding."""
+    is_plain_C = [cell.beside != "head" for cell in outcomes.cells]
+    cells = outcomes.cells
+    for architecture in dict.fromkeys(cell.architecture for cell in cells):
+        is_member_C = np.array([cell.architecture == architecture for cell in cells]) & is_plain_C
+        members = [cells[c] for c in np.flatnonzero(is_member_C)]
+        depths = {cell.depth for cell in members}
+        for epochs in sorted({cell.epochs for cell in members}):
+            here = dict.fromkeys(cell.depth for cell in members if cell.epochs == epochs)
+            names = architecture
+            if set(here) != depths:
+                names = ", ".join(f"{architecture}-{depth}" for depth in here)
+            yield names, epochs, is_member_C & [cell.epochs == epochs for cell in cells]
 
 
 def _read_pairs(

@@ -317,4 +317,4 @@ def _frame(courses: Sequence[CourseEffect], quantity: str, margin: float) -> pd.
     rows = pd.DataFrame(chosen).assign(margin=margin)
     has_several = len(rows["epochs"].unique()) > 1
     rows["length"] = [f"{epochs} epochs" * has_several for epochs in rows["epochs"]]
-    return tables.name_panels(rows, "architecture", "length")
+    return tables.name_panels(rows, "networks", "length")

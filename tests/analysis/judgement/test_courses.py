@@ -11,7 +11,10 @@ from scipy import stats
 
 from analysis.judgement.courses import follow_arms, follow_orders
 from analysis.judgement.outcomes import collect_outcomes
+from analysis.load import load_results
 from analysis.statistics.looks import Look
+from harness.study.records import AnalysisPlan
+from tests.analysis.conftest import Study, write_plan, write_study
 from tests.analysis.judgement.test_studies import write
 
 SHORT, LONG = {"epochs": 2}, {"epochs": 12}
@@ -55,7 +58,7 @@ def test_the_band_is_bonferronis_over_the_times_shown_and_paired_by_seed(results
     found = [
         one
         for one in follow_orders(results, studies)
-        if (one.architecture, one.epochs) == ("resnet", epochs)
+        if (one.networks, one.epochs) == ("resnet", epochs)
     ]
     for place, quantity in enumerate(("accuracy", "gradient")):
         course = [one for one in found if one.quantity == quantity]
@@ -84,6 +87,29 @@ def test_lengths_are_never_averaged(results, studies):
     assert max(one.epoch for one in found if one.epochs == 2) == 2
 
 
+def test_every_length_is_followed_though_one_decides_and_says_which_networks_it_has(tmp_path):
+    shapes = (
+        ((8, 14), SHORT),
+        ((8,), LONG),
+        ((8,), LONG | {"final_norm": True}),  # beside the claims, and no more than that
+    )
+    trials = [
+        trial
+        for depths, settings in shapes
+        for trial in write_study(
+            tmp_path,
+            Study(depths=depths, architectures=("plain",), settings=settings),
+            rng=np.random.default_rng(0),
+        )
+    ]
+    write_plan(tmp_path, tuple(trials), AnalysisPlan(grid="g", epochs=2))
+    results = load_results(str(tmp_path))
+    found = list(follow_orders(results, collect_outcomes(results)))
+    assert {(one.networks, one.epochs, one.cells) for one in found} == {
+        *(("plain", 2, 2), ("plain-8", 12, 1))
+    }
+
+
 def test_a_later_look_widens_the_band(results, studies):
     early = tuple(replace(one, look=Look((0.5, 1.0))) for one in studies)
     for only, several in zip(
@@ -105,7 +131,7 @@ def test_the_band_errs_on_a_course_no_more_often_than_it_says(results, studies):
         bands = [
             (it.low, it.high)
             for it in follow_orders(noisy, one)
-            if (it.quantity, it.architecture, it.epochs) == ("accuracy", "plain", 12)
+            if (it.quantity, it.networks, it.epochs) == ("accuracy", "plain", 12)
         ]
         misses += any(low > 0 or high < 0 for low, high in bands)
     assert misses / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
