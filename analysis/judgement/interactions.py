@@ -107,8 +107,7 @@ class _Place:
 
     @property
     def look(self) -> Look:
-        is_own_C = np.arange(len(self.outcomes.cells)) == self.c
-        return self.outcomes.look_on(is_own_C, ARM, BASELINE)
+        return self.outcomes.look_on(self.outcomes.only(self.c), ARM, BASELINE)
 
     def decides(self, margin: float) -> bool:
         is_dull_C = self.outcomes.are_uninformative(ARM, BASELINE, margin)

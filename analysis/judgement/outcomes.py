@@ -218,6 +218,10 @@ class Outcomes(Study):
         """Cells that are not just shown beside the claims: (C,)."""
         return np.array([not cell.beside for cell in self.cells], bool)
 
+    def only(self, c: int) -> NDArray[np.bool_]:
+        """The cell at this place: (C,)."""
+        return np.arange(len(self.cells)) == c
+
     def members(self, architectures: Sequence[str]) -> NDArray[np.bool_]:
         """Cells of these architectures that a claim is judged on: (C,)."""
         return self.judged_C & [cell.architecture in architectures for cell in self.cells]

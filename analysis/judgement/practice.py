@@ -74,10 +74,7 @@ def measure_practice(results: Results, studies: Sequence[Outcomes]) -> Iterator[
     for outcomes in studies:
         baseline = "before" if "before" in outcomes.placements else outcomes.placements[0]
         values_QPCS = _collect(results, outcomes, outcomes.placements.index(baseline))
-        groups = [
-            ("cell", cell.label, np.arange(len(outcomes.cells)) == c)
-            for c, cell in enumerate(outcomes.cells)
-        ]
+        groups = [("cell", cell.label, outcomes.only(c)) for c, cell in enumerate(outcomes.cells)]
         architectures = dict.fromkeys(cell.architecture for cell in outcomes.cells)
         groups += [("architecture", name, outcomes.members([name])) for name in architectures]
         for kind, label, is_member_C in groups:

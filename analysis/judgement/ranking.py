@@ -63,7 +63,7 @@ def rank_arms(studies: Sequence[Outcomes]) -> Iterator[Rank]:
                 contrast = estimate_cells(
                     diff_S[None],
                     floor=outcomes.floor("accuracy"),
-                    look=outcomes.look_on(np.arange(len(outcomes.cells)) == c, *ends),
+                    look=outcomes.look_on(outcomes.only(c), *ends),
                 )
                 behind = float(contrast.estimate[0]) if place > 1 else 0.0
                 half = float(contrast.half_width(1 - 0.05 / pairs)[0])

@@ -93,19 +93,13 @@ def show_differences(
         says_more = (rows["kind"] == "cell") | (rows["kind"] == "pooled") & (rows["cells"] != 1)
         shown = rows[says_more & is_told]  # the pool of one network is that network
         is_beside = shown["family"].isin(BESIDE)
-        if not is_beside.all():
-            shown_here = shown[~is_beside]
+        for beside, lines in (("", shown[~is_beside]), (", beside the claims", shown[is_beside])):
+            if lines.empty:
+                continue
             # The first is the question itself, though no claim may rest on it here.
-            is_exploratory = bool(shown_here["family"].str.startswith("exploratory").all())
-            figures.append(
-                _draw_forest(compared, shown_here, marks, is_aside=is_exploratory and bool(figures))
-            )
-        if is_beside.any():
-            figures.append(
-                _draw_forest(
-                    compared, shown[is_beside], marks, beside=", beside the claims", is_aside=True
-                )
-            )
+            is_exploratory = bool(lines["family"].str.startswith("exploratory").all())
+            is_aside = bool(beside) or (is_exploratory and bool(figures))
+            figures.append(_draw_forest(compared, lines, marks, beside=beside, is_aside=is_aside))
     return Section(
         "differences",
         "Where does the order matter?",
@@ -120,7 +114,7 @@ def _draw_forest(
     rows: pd.DataFrame,
     marks: Mapping[str, Mark],
     *,
-    beside: str = "",
+    beside: str,
     is_aside: bool,
 ) -> Figure:
     shown = as_printed(_group_by_architecture(rows))
