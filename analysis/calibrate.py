@@ -63,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_reference_design,
     )
     from analysis.judgement.stopping import calibrate_stopping  # noqa: PLC0415
-    from analysis.judgement.together import calibrate_together  # noqa: PLC0415
+    from analysis.judgement.together import (  # noqa: PLC0415
+        calibrate_stopping_together,
+        calibrate_together,
+    )
     from analysis.load import ResultsError, load_results  # noqa: PLC0415
 
     if options.results and options.sd is not None:
@@ -101,6 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = calibrate_together(designs, replicates=options.replicates, rng=rng)
         say(f"\nstudies read together: {rates[0].replicates} grids per scenario\n{_list(rates)}")
         is_kept &= all(rate.is_kept for rate in rates)
+        if len(designs[0].plan.looks) > 1:
+            few = -(-options.replicates // STOPPING_PART)
+            rates = calibrate_stopping_together(designs, replicates=few, rng=rng)
+            say(f"\ntogether, --until-decided: {few} grids per scenario\n{_list(rates)}")
+            is_kept &= all(rate.is_kept for rate in rates)
     return 0 if is_kept else 1
 
 

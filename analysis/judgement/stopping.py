@@ -3,7 +3,8 @@
 Grids of known truth are drawn whole, and shown look by look to the very function that a run asks
 (`deciding.find_standings`): what it does not want any more is hidden from all later looks.
 
-Legend of shape suffixes: R replicates of the grid, M claims, P placements, C cells, S seeds.
+Legend of shape suffixes: R replicates of the grid, M claims (of one study after the other), P
+placements, C cells, S seeds, K arms in cells (of one study after the other).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Course:
     """How simulated runs went that stop where they are decided.
 
     Shapes:
-        trials_R (R,); called_WRM (words of `WORDS`, R, M), whether a claim was called so at any
-        look; last_RM (R, M), the words at the last.
+        trials_R (R,); called_WRM (words of `WORDS`, R, studies * M), whether a claim was called so at
+        any look; last_RM (R, studies * M), the words at the last.
     """
 
     trials_R: NDArray[np.intp]
@@ -52,45 +53,60 @@ class Course:
     fixed: int
     """Trials without looks."""
 
-    def calls(self, word: str, *claims: str) -> NDArray[np.bool_]:
-        """Was any of the claims called so at any look? (R,)."""
+    def calls(self, word: str, *claims: str, since: int = 0) -> NDArray[np.bool_]:
+        """Was any of the claims called so at any look, in the studies from this one on? (R,)."""
         places = [CLAIMS.index(claim) for claim in claims]
-        return self.called_WRM[WORDS.index(word)][:, places].any(-1)
+        called_RM = self.called_WRM[WORDS.index(word)]
+        of_study = called_RM.reshape(len(called_RM), -1, len(CLAIMS))[:, since:]
+        return of_study[..., places].any((-2, -1))
+
+    def finds_difference(self, *, since: int = 0) -> NDArray[np.bool_]:
+        """Did any claim find one at any look, in the studies from this one on? (R,)."""
+        called = [self.calls(word, *CLAIMS, since=since) for word in ("supported", "contradicted")]
+        return called[0] | called[1]
 
 
-def follow(outcomes: Outcomes, plan: AnalysisPlan) -> Course:
-    """Show the looks of the plan to the rule that stops cells, in every replicate."""
-    looks, count = plan.looks, outcomes.accuracy_PCS.shape[0]
+def follow(studies: Sequence[Outcomes], plan: AnalysisPlan) -> Course:
+    """Show the looks of the plan to the rule that stops cells, in every replicate of one folder."""
+    looks, count = plan.looks, studies[0].accuracy_PCS.shape[0]
+    shapes = [outcomes.planned_PCS.shape[:-1] for outcomes in studies]
+    ends = np.cumsum([np.prod(shape) for shape in shapes])
+    claims = len(studies) * len(CLAIMS)
     trials_R = np.zeros(count, int)
-    called_WRM = np.zeros((len(WORDS), count, len(CLAIMS)), bool)
-    last_RM = np.full((count, len(CLAIMS)), "inconclusive", dtype="<U32")
-    everywhere = np.full(outcomes.planned_PCS.shape[:-1], looks[0])
+    called_WRM = np.zeros((len(WORDS), count, claims), bool)
+    last_RM = np.full((count, claims), "inconclusive", dtype="<U32")
+    everywhere_K = np.full(ends[-1], looks[0])
     # Replicates in which the same cells go on are judged together.
-    groups = {everywhere.tobytes(): (everywhere, [np.arange(count)])}
+    groups = {everywhere_K.tobytes(): (everywhere_K, [np.arange(count)])}
     for number in range(len(looks)):
         look = Look(tuple(seeds / looks[-1] for seeds in looks[: number + 1]))
         following = groups
         groups = {}
-        for seeds_PC, members in following.values():
+        for seeds_K, members in following.values():
             own_R = np.concatenate(members)
-            seen = _show(outcomes, own_R, seeds_PC, looks[number], look)
-            (standing,) = find_standings([seen], plan)
-            last_RM[own_R] = standing.word_M
+            seen = [
+                _show(outcomes, own_R, part_K.reshape(shape), looks[number], look)
+                for outcomes, part_K, shape in zip(
+                    studies, np.split(seeds_K, ends[:-1]), shapes, strict=True
+                )
+            ]
+            standings = find_standings(seen, plan)
+            word_RM = np.concatenate([standing.word_M for standing in standings], axis=-1)
+            last_RM[own_R] = word_RM
             for called_RM, word in zip(called_WRM, WORDS, strict=True):
-                called_RM[own_R] |= standing.word_M == word
-            trials_R[own_R] = seeds_PC.sum()
+                called_RM[own_R] |= word_RM == word
+            trials_R[own_R] = seeds_K.sum()
             if number + 1 == len(looks):
                 continue
-            wants_RPC = standing.wants_PC & standing.is_running_PC
-            flat_RK = wants_RPC.reshape(len(own_R), -1)
+            wants = [(it.wants_PC & it.is_running_PC).reshape(len(own_R), -1) for it in standings]
+            flat_RK = np.concatenate(wants, axis=-1)
             patterns_NK, which_R = np.unique(flat_RK, axis=0, return_inverse=True)
             for n, pattern_K in enumerate(patterns_NK):
                 if pattern_K.any():
-                    is_on_PC = pattern_K.reshape(seeds_PC.shape)
-                    next_PC = np.where(is_on_PC, looks[number + 1], seeds_PC)
-                    _, joined = groups.setdefault(next_PC.tobytes(), (next_PC, []))
+                    next_K = np.where(pattern_K, looks[number + 1], seeds_K)
+                    _, joined = groups.setdefault(next_K.tobytes(), (next_K, []))
                     joined.append(own_R[which_R.reshape(-1) == n])
-    fixed = int(outcomes.planned_PCS.any(-1).sum()) * looks[-1]
+    fixed = sum(int(outcomes.planned_PCS.any(-1).sum()) for outcomes in studies) * looks[-1]
     return Course(trials_R=trials_R, called_WRM=called_WRM, last_RM=last_RM, fixed=fixed)
 
 
@@ -104,7 +120,7 @@ def calibrate_stopping(
     found = []
     for scenario in _find_scenarios(design):
         outcomes = simulate(design, scenario.truth, replicates=replicates, rng=rng)
-        course = follow(outcomes, plan)
+        course = follow([outcomes], plan)
         share_R = course.trials_R / course.fixed
         half = 0.5 if scenario.is_clear and design.promises_power else float("nan")
         measures = [
@@ -116,7 +132,7 @@ def calibrate_stopping(
             for word, claims in scenario.errors
         ]
         if scenario.has_no_difference:
-            differs_R = course.calls("supported", *CLAIMS) | course.calls("contradicted", *CLAIMS)
+            differs_R = course.finds_difference()
             measures.append(("any claim finds a difference where none is", differs_R, 0.05))
         found += [
             Rate(

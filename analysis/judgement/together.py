@@ -17,6 +17,7 @@ from analysis.judgement.evidence import call, weigh
 from analysis.judgement.outcomes import WINDOWS
 from analysis.judgement.promises import Rate
 from analysis.judgement.simulation import Design, Truth, simulate, take_seeds
+from analysis.judgement.stopping import follow
 from analysis.statistics.looks import ONLY_LOOK, Look
 from harness.study.records import CLAIMS, FEWEST_PAIRS
 
@@ -57,6 +58,35 @@ def calibrate_together(
         found.append(
             Rate(
                 scenario=scenario.name,
+                measure=MEASURE,
+                share=float(errs_R.mean()),
+                low=float("nan"),
+                high=_BAR,
+                replicates=replicates,
+            )
+        )
+    return tuple(found)
+
+
+def calibrate_stopping_together(
+    designs: Sequence[Design], *, replicates: int, rng: np.random.Generator
+) -> tuple[Rate, ...]:
+    """The same where seeds are added at the planned looks, only where a claim of a study is open.
+
+    The designs are those of one folder, and have its looks.
+    """
+    plan = designs[0].plan
+    designs = [replace(design, seeds=plan.looks[-1]) for design in designs]
+    found = []
+    for gaining, which in enumerate(("no effect in any", "an effect in the first alone")):
+        drawn = [
+            simulate(design, _truth_of(design, gains=n < gaining), replicates=replicates, rng=rng)
+            for n, design in enumerate(designs)
+        ]
+        errs_R = follow(drawn, plan).finds_difference(since=gaining)
+        found.append(
+            Rate(
+                scenario=f"{which} of {len(designs)} studies, stopped where decided",
                 measure=MEASURE,
                 share=float(errs_R.mean()),
                 low=float("nan"),

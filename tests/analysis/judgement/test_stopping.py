@@ -52,8 +52,8 @@ def test_levels_without_regard_to_the_looks_err_more_than_twice_as_often(monkeyp
     drawn = simulate(made, truth, replicates=REPLICATES, rng=rng())
 
     def err():
-        course = follow(drawn, made.plan)
-        return (course.calls("supported", *CLAIMS) | course.calls("contradicted", *CLAIMS)).mean()
+        course = follow([drawn], made.plan)
+        return course.finds_difference().mean()
 
     honest = err()
     monkeypatch.setattr(module, "Look", lambda _: Look())
@@ -68,7 +68,7 @@ def test_cells_stop_with_the_claims_that_rest_on_them():
     flow_C = 0.3 * free_C
     truth = Truth(effect_C=free_C, flow_C=dict.fromkeys(WINDOWS, flow_C), carried=(1.0, 1.0))
     drawn = simulate(made, truth, replicates=100, rng=rng())
-    course = follow(drawn, made.plan)
+    course = follow([drawn], made.plan)
     arms, cells = len(PLACEMENTS), len(made.cells)
     assert course.fixed == 20 * arms * cells
     # Of residual cells `before` and `after` go on to the second look; of others at most all do.
@@ -92,6 +92,6 @@ def test_replicates_do_not_depend_on_those_drawn_beside_them():
         ran_PCS=drawn.ran_PCS[7:8],
         diverged_PCS=drawn.diverged_PCS[7:8],
     )
-    together, single = follow(drawn, made.plan), follow(alone, made.plan)
+    together, single = follow([drawn], made.plan), follow([alone], made.plan)
     assert together.trials_R[7] == single.trials_R[0]
     assert together.last_RM[7].tolist() == single.last_RM[0].tolist()
