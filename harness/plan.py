@@ -21,7 +21,7 @@ from harness.study.selection import select
 from harness.study.terminal import say
 from harness.study.trials import Trial
 from harness.study.tuning import apply_choices, choose, expand_tuning
-from harness.study.wording import format_count, format_duration, format_size
+from harness.study.wording import format_count, format_duration, format_size, list_words
 from harness.training.provenance import digest_code
 from harness.until import Extent, describe_looks
 
@@ -172,6 +172,9 @@ def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str)
             lines += [f"rented     {text}" for text in describe_rent(outlook, options)]
     if outlook.extent:
         lines += describe_looks(outlook.extent, grid.trials, grid.plan)
+    elif len(looks := grid.plan.looks) > 1:
+        at = list_words(map(str, looks))
+        lines.append(f"looks      planned at {at} seeds; --until-decided may stop at each")
     fewest = min(cells.values())
     lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), fewest)]
     return "\n".join(lines)

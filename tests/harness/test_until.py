@@ -228,6 +228,8 @@ def test_a_dry_run_says_what_looking_may_save_and_touches_nothing(grid, trainer,
     assert "to train   48\n" in said
     assert "looks      at most 48 at 4 seeds, 96 at 8 seeds, 144 at 12 seeds\n" in said
     assert re.search(r"expected   on digits \d+ trials if .* 144 without looks", said)
+    assert main(["small.yaml", "--dry-run"]) == DONE
+    assert "looks      planned at 4, 8 and 12 seeds; --until-decided" in capsys.readouterr().out
     assert not Path("results").exists()
 
 
