@@ -21,7 +21,7 @@ from harness.study.selection import select
 from harness.study.terminal import say
 from harness.study.trials import Trial
 from harness.study.tuning import apply_choices, choose, expand_tuning
-from harness.study.wording import format_count, format_duration, format_size, list_words
+from harness.study.wording import format_count, format_duration, format_size
 from harness.training.provenance import digest_code
 from harness.until import Extent, describe_looks
 
@@ -170,11 +170,7 @@ def describe_plan(grid: Grid, outlook: Outlook, options: Options, location: str)
         lines.append(f"disk       roughly {format_size(sum(map(guess_bytes, missing)))}")
         if CLUSTER_FILE.exists():
             lines += [f"rented     {text}" for text in describe_rent(outlook, options)]
-    if outlook.extent:
-        lines += describe_looks(outlook.extent, grid.trials, grid.plan)
-    elif len(looks := grid.plan.looks) > 1:
-        at = list_words(map(str, looks))
-        lines.append(f"looks      planned at {at} seeds; --until-decided may stop at each")
+    lines += describe_looks(outlook.extent, grid.trials, grid.plan)
     fewest = min(cells.values())
     lines += [f"detects    {text}" for text in describe_power(grid, tally.rows.values(), fewest)]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from harness.study.facts import look_up_facts
 from harness.study.records import CLAIMS
 from harness.study.trials import Trial, find_pack_mistake
 from harness.study.tuning import without_recipe
-from harness.study.wording import format_count
+from harness.study.wording import format_count, list_words
 
 if TYPE_CHECKING:
     from analysis.judgement.deciding import Decision
@@ -138,8 +138,15 @@ def describe_decision(extent: Extent, decision: Decision, further: Extent | None
         yield "  ends here: no claim is open that more seeds could settle"
 
 
-def describe_looks(extent: Extent, trials: Sequence[Trial], plan: AnalysisPlan) -> Iterator[str]:
-    """What looking costs and saves, for --dry-run."""
+def describe_looks(
+    extent: Extent | None, trials: Sequence[Trial], plan: AnalysisPlan
+) -> Iterator[str]:
+    """What looking costs and saves, for --dry-run; `extent`: None if it was not asked for."""
+    if not extent:
+        if len(plan.looks) > 1:
+            at = list_words(map(str, plan.looks))
+            yield f"looks      planned at {at} seeds; --until-decided may stop at each"
+        return
     from analysis.statistics.power import expected_seeds  # noqa: PLC0415  scipy: only for a plan
 
     arms = Counter(map(cell_of, trials))
