@@ -78,11 +78,11 @@ _SIDES = {
     "C1": ("it is open which order is better", "open"),
     "C3": ("it is open whether the order matters by more than {margin:g} points", "open"),
     "ahead after": (
-        "{norm} after {activation} is ahead, and it is open whether by more than {margin:g} points",
+        "{norm} after {activation} is ahead, though not surely by more than {margin:g} points",
         "open",
     ),
     "ahead before": (
-        "{norm} before {activation} is ahead, and it is open whether by more than {margin:g} points",
+        "{norm} before {activation} is ahead, though not surely by more than {margin:g} points",
         "open",
     ),
 }
@@ -146,17 +146,23 @@ def _name_side(verdict: Verdict) -> str:
 
 def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
     """How the difference changes from the shortest to the longest training."""
-    parts: dict[tuple[int, int], list[str]] = {}
+    parts: dict[tuple[int, int], dict[str, list[str]]] = {}
     for first, last in find_ends(lengths):
-        parts.setdefault((first.epochs, last.epochs), []).append(
-            f"from {first.estimate:+.2f} to {last.estimate:+.2f} points "
-            f"[{last.low:+.2f}, {last.high:+.2f}] in {last.networks}"
+        of_ends = parts.setdefault((first.epochs, last.epochs), {})
+        of_ends.setdefault(_name_change(first, last), []).append(
+            f"from {first.estimate:+.2f} [{first.low:+.2f}, {first.high:+.2f}] to "
+            f"{last.estimate:+.2f} points [{last.low:+.2f}, {last.high:+.2f}] in {last.networks}"
         )
-    for (shortest, longest), told in parts.items():
-        yield (
-            f"From {shortest} to {longest} epochs of training, after minus before goes "
-            f"{' and '.join(told)}."
-        )
+    for (shortest, longest), by_verb in parts.items():
+        told = " and ".join(f"{verb} {' and '.join(of)}" for verb, of in by_verb.items())
+        yield f"From {shortest} to {longest} epochs of training, after minus before {told}."
+
+
+def _name_change(first: LengthEffect, last: LengthEffect) -> str:
+    """What became of the difference, as far as the change of the same pairs shows it."""
+    if last.change_low <= 0 <= last.change_high:
+        return "goes"
+    return "shrinks" if last.change * first.estimate < 0 else "grows"
 
 
 def _answer_without_claims(networks: Sequence[Network], *, is_complete: bool) -> Iterator[str]:

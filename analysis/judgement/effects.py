@@ -272,6 +272,7 @@ def _effects_of(comparison: _Comparison) -> Iterator[Effect]:
             label=f"{TWINS[0]} minus {TWINS[1]}",
             family="C5" if quantity == "accuracy" else "exploratory: interaction",
             is_member_C=np.any(twin_KC != 0, axis=0),
+            twin_KC=twin_KC,
         )
     depth_C = np.array([cell.depth for cell in outcomes.cells], float)
     for architecture in architectures:
@@ -326,6 +327,7 @@ class _Comparison:
         is_member_C: NDArray[np.bool_],
         cell: Cell | None = None,
         architecture: str | None = None,
+        twin_KC: NDArray[np.float64] | None = None,
     ) -> Effect:
         outcomes = self.outcomes
         look = outcomes.look_on(is_member_C, self.arm, self.baseline)
@@ -341,6 +343,11 @@ class _Comparison:
         pairs_C, _, deviation_CS = cell_moments(
             np.where(is_member_C[:, None], self.diff_CS, np.nan)
         )
+        pairs, planned = len(diff_P), int(self.planned_CS[is_member_C].sum())
+        if twin_KC is not None:  # the pairs of a twin are pairs of pairs
+            ends_K2 = np.stack([twin_KC.argmax(-1), twin_KC.argmin(-1)], axis=-1)
+            pairs = int(pairs_C[ends_K2].min(-1).sum())
+            planned = int(self.planned_CS.sum(-1)[ends_K2].min(-1).sum())
         spare = int((pairs_C - 1).clip(min=0).sum())
         margin = float("nan") if kind == "trend" else self.margin
         risk = outcomes.risk(self.arm, self.baseline, is_member_C)
@@ -371,8 +378,8 @@ class _Comparison:
             arm=self.arm,
             baseline=self.baseline,
             cells=int((pairs_C >= 2).sum()),
-            pairs=len(diff_P),
-            pairs_planned=int(self.planned_CS[is_member_C].sum()),
+            pairs=pairs,
+            pairs_planned=planned,
             seeds=tuple(np.array(outcomes.seeds)[is_paired_CS.any(0)].tolist()) if cell else (),
             differences=tuple(diff_P.tolist()) if cell else (),
             estimate=estimate,

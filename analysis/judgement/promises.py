@@ -311,7 +311,7 @@ def _find_scenarios(design: Design) -> Iterator[_Scenario]:
     for size in (1.0, 1.2, 1.5):
         for name, where_C in (("every depth", one_C), ("one depth", is_deepest_C)):
             yield _Scenario(
-                name=f"{name} off by {size:g} margins",
+                name=f"{name} off by {size:g} margin{'s' * (size != 1)}",
                 truth=Truth(
                     effect_C=size * margins.accuracy * where_C,
                     flow_C=flows(size * margins.flow * where_C),

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.judgement.outcomes import WINDOWS
 from harness.study.records import FEWEST_PAIRS
-from harness.study.wording import format_count
+from harness.study.wording import format_count, list_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -146,18 +146,23 @@ class Story:
         margin = _format_margin(self.comparisons[0].quantity, smallest_margin)
         return f"; the smallest margin at which it would be called equivalent is {margin}"
 
-    def advise(self, more_seeds: int | None, hours: float) -> str:
-        """What would settle a claim that is open, the trials first that are planned already."""
+    def advise(self, more_seeds: int | None, hours: float, *, spent: int) -> str:
+        """What would settle a claim that is open, the trials first that are planned already.
+
+        `spent`: the seeds per cell where all planned looks are taken, so that no more may be added;
+        else 0.
+        """
         if self.answer == "no gain to explain":
             return "a study in which the order makes a difference to accuracy"
         missing = max(one.planned - int(one.run) for one in self.comparisons)
         steps = [f"the {format_count(missing, 'planned pair')} that did not run"] * (missing > 0)
         if more_seeds is not None:
+            seeds = f"{format_count(more_seeds, 'more seed')} per cell"
+            if spent:  # every look of this study is taken
+                seeds = f"a new study of {spent + more_seeds} seeds per cell"
+                hours *= 1 + spent / more_seeds
             cost = "" if np.isnan(hours) else f", {_format_hours(hours)}"
-            steps.append(
-                f"{format_count(more_seeds, 'more seed')} per cell would settle this with "
-                f"80 % power{cost}"
-            )
+            steps.append(f"{seeds} would settle this with 80 % power{cost}")
         elif any(one.is_short_K.all() for one in self.comparisons):
             steps.append(f"at least {FEWEST_PAIRS} seeds in every cell")
         elif not missing or any(one.is_discordant for one in self.comparisons):
@@ -211,8 +216,8 @@ class Story:
             ("before", "after"), self.mechanism.moved, self.mechanism.stayed, strict=True
         ):
             yield (
-                f"where both orders take the step sizes of {giver}, {format_estimate(stayed)} stay "
-                f"and {format_estimate(moved)} go"
+                f"with the step sizes of {giver} in both orders after minus before is "
+                f"{format_estimate(stayed)}, and {format_estimate(moved)} goes with them"
             )
 
     def _list_obstacles(self) -> Iterator[str]:
@@ -241,15 +246,21 @@ class Story:
         if self.claim == "C2" and self.mechanism is None:
             return "arms that are only observed cannot tell a cause from what goes with it"
         if self.claim == "C2":
-            return (
-                "a gain, a higher flow and a gain that goes with the step sizes are not all shown"
-            )
+            flows = [float(one.p_up) for one in self.comparisons if one.quantity in WINDOWS]
+            parts = {
+                "that after gains accuracy": float(self.comparisons[0].p_up),
+                "that its gradient flow is higher at every stage": max(flows, default=1.0),
+                "that the gain goes with the step sizes": float(self.mechanism.p_goes),
+            }
+            missing = [part for part, p in parts.items() if not p <= self.alpha]
+            return f"it is not shown {list_words(missing or ['all at once'])}"
         if self.is_blind:
             return (
                 f"{self.control!r}, which is known to differ, does not differ here either, so "
                 "equality could not have been told from blindness"
             )
-        return "neither a difference nor its absence in every cell is shown"
+        beyond = f" beyond {format_margin(self.comparisons[0])}" * (self.claim in {"C3", "C4"})
+        return f"neither a difference{beyond} nor its absence in every cell is shown"
 
     def _list_exclusions(self) -> Iterator[str]:
         """The cells that decide nothing, counted."""

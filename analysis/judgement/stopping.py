@@ -190,7 +190,7 @@ def _find_scenarios(design: Design) -> Iterator[_Scenario]:
     yield _Scenario(name="no difference", truth=null, has_no_difference=True)
     for size in (1.0, 1.5):
         yield _Scenario(
-            name=f"one depth off by {size:g} margins",
+            name=f"one depth off by {size:g} margin{'s' * (size != 1)}",
             truth=replace(
                 null,
                 effect_C=size * margins.accuracy * is_deepest_C,

@@ -264,7 +264,9 @@ class _Judge:
             reason=story.reason(p=p, p_holm=p_holm, family_size=self.family.word_M.size)
             + story.describe_margin(smallest_margin)
             + sentences.describe_test_set(chosen[0] if chosen else None),
-            settle=story.advise(more_seeds, hours) if holds is None else "",
+            settle=story.advise(more_seeds, hours, spent=self._count_spent())
+            if holds is None
+            else "",
             smallest_margin=smallest_margin,
             more_seeds=more_seeds,
             device_hours=hours,
@@ -376,6 +378,11 @@ class _Judge:
                     return None
                 needed.append(max(1, int(np.ceil(plan - seeds))))
         return max(needed, default=None)
+
+    def _count_spent(self) -> int:
+        """Seeds per cell of a study that has had all of several planned looks; else 0."""
+        fractions = self.outcomes.look.fractions
+        return len(self.outcomes.seeds) if len(fractions) > 1 and fractions[-1] >= 1 else 0
 
     @property
     def _is_about_equality(self) -> bool:

@@ -29,10 +29,11 @@ def show_robustness(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Sect
             _shift(verdict, panel.hodges_lehmann),
             number(panel.superiority),
             signed(panel.estimate_at_chance),
-            verdict.fragile or "agrees",
+            verdict.fragile or (NONE if verdict.answer == "open" else "agrees"),
         )
         for verdict, study in zip(verdicts, studies, strict=True)
-        if (panel := verdict.robustness) is not None
+        # Of C2 the panel tests the gain, which is C1's difference.
+        if (panel := verdict.robustness) is not None and verdict.claim != "C2"
     )
     table = Table(
         (
@@ -118,7 +119,14 @@ def _name_studies(ranks: Sequence[Rank]) -> list[str]:
 def _other_flows(verdicts: Sequence[Verdict], studies: Sequence[str]) -> Table:
     """The ratio of flows that decided, beside what it is at other layers and times."""
     return Table(
-        ("claim", "gradient flow", "ratio", "95 % interval", "p", "p (beyond the margin)"),
+        (
+            "claim",
+            "gradient flow",
+            "ratio",
+            "95 % interval",
+            "p",
+            "p (beyond the margin, one-sided)",
+        ),
         tuple(
             (
                 ", ".join(filter(None, (verdict.claim, study))),

@@ -90,7 +90,7 @@ def course(
     columns = ("time", "epoch", "arm", "estimate", "low", "high")
     data = alt.Chart(theme.inline(shown, *columns))
     known = alt.Chart(theme.inline(shown.dropna(subset=["low", "high"]), *columns))
-    x = alt.X("time:Q").title("steps + 1" if is_ratio else "epoch")
+    x = alt.X("time:Q").title(f"{'steps + 1' if is_ratio else 'epoch'} (log scale)")
     ticks = [n * 10**power for power in range(9) for n in (1, 2, 5)]
     axis = alt.Axis(grid=False, format="~s", values=ticks, labelOverlap="greedy")
     x = x.scale(type="log", nice=False).axis(axis)

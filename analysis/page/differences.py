@@ -364,7 +364,7 @@ def _effects_table(rows: pd.DataFrame, difference: str) -> Table:
     return Table(
         columns=(
             *("cell", "pairs", difference, "95 % interval", "90 % interval"),
-            *("p", "p (beyond the margin)", "p (Holm)", "claim"),
+            *("p", "p (beyond the margin, one-sided)", "p (Holm)", "claim"),
             *("sign-flip p", "its floor", "p (equivalence)"),
         ),
         rows=tuple(

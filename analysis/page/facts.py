@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from analysis.judgement.outcomes import name_arm
 from analysis.judgement.studies import name_dataset, name_value
 from analysis.load import CELL
 from harness.study.facts import facts_of
@@ -27,12 +28,17 @@ def describe_facts(results: Results) -> tuple[tuple[str, str], ...]:
     return (
         ("data", "; ".join(_name_data(planned))),
         ("networks", "; ".join(name_networks(planned))),
-        ("arms", ", ".join(planned["placement"].unique())),
-        ("seeds", range_words(count_seeds(planned))),
+        ("arms", ", ".join(_name_arms(planned))),
+        ("seeds", f"{range_words(count_seeds(planned))} per arm and network"),
         ("training", _describe_training(planned, deciding=results.plan.epochs)),
         ("norm, activation, optimizer", "; ".join(_name_ingredients(planned))),
         ("hardware", _name_hardware(results.trials)),
     )
+
+
+def _name_arms(planned: pd.DataFrame) -> Iterator[str]:
+    arms = planned[["placement", "flow"]].drop_duplicates()
+    return map(name_arm, arms["placement"], arms["flow"])
 
 
 def _name_data(planned: pd.DataFrame) -> Iterator[str]:
@@ -70,13 +76,13 @@ def count_seeds(planned: pd.DataFrame) -> list[int]:
 
 
 def range_words(counts: Collection[int]) -> str:
-    """The least and the most, or what all are.
+    """What all are, or both, or the least and the most.
 
-    >>> range_words([5, 10, 5]), range_words([5, 5])
-    ('5 to 10', '5')
+    >>> range_words([5, 5]), range_words([10, 5, 5]), range_words([3, 4, 5])
+    ('5', '5 or 10', '3 to 5')
     """
-    least, most = min(counts), max(counts)
-    return str(least) if least == most else f"{least} to {most}"
+    found = sorted(set(counts))
+    return " or ".join(map(str, found)) if len(found) < 3 else f"{found[0]} to {found[-1]}"
 
 
 def _describe_training(planned: pd.DataFrame, *, deciding: int) -> str:
@@ -88,7 +94,9 @@ def _describe_training(planned: pd.DataFrame, *, deciding: int) -> str:
             parts[-1] += f" (the claims are judged after {deciding})"
     rates = sorted(planned["lr"].unique().tolist())
     told = list_words(f"{rate:g}" for rate in rates)
-    parts.append(f"learning rate {told}" if len(rates) <= 3 else f"{len(rates)} learning rates")
+    tuned = ", each arm's best" * bool((planned["recipe"] == "tuned").all())
+    many = "learning rates" if len(rates) > 1 else "learning rate"
+    parts.append(f"{many} {told}{tuned}" if len(rates) <= 3 else f"{len(rates)} {many}{tuned}")
     return ", ".join(parts).replace("1 epochs", "1 epoch") if parts else ""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis.page import charts, curves
+from analysis.page import charts, curves, theme
 from analysis.page import frames as tables
 from analysis.page.differences import pairs_table
 from analysis.page.encodings import span
@@ -127,7 +127,16 @@ def show_flow(
                 is_aside=is_aside or len(panels) > MAPS_AT_ONCE,
             )
         )
-    return Section("flow", "How much gradient reaches each layer?", "", tuple(figures))
+    meaning = theme.meaning(results.plan.gradient_column)
+    return Section(
+        "flow",
+        "How much gradient reaches each layer?",
+        f"Gradient flow is {meaning[:1].lower()}{meaning[1:].rstrip('.')}, on one fixed batch of images. "
+        "The scales are logarithmic."
+        if figures
+        else "",
+        tuple(figures),
+    )
 
 
 def _as_measured(flow: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +173,7 @@ def _chosen_times(flow: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def _flow_table(times: Sequence[tuple[str, pd.DataFrame]]) -> Table:
     """A row per layer, a column per time and arm."""
     columns = {
-        f"{arm} {words}": rows.set_index("layer_index")["mean"]
+        f"{words}: {arm}": rows.set_index("layer_index")["mean"]
         for words, at in times
         for arm, rows in at.groupby("arm", sort=False)
     }

@@ -16,6 +16,7 @@ from analysis.page import drawing, pictures, theme
 from analysis.page.methods import cite, describe_methods
 from analysis.page.parts import Table
 from analysis.page.runs import tabulate_arms, tabulate_provenance
+from harness.study.wording import list_words
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -53,11 +54,12 @@ def render_page(
         lstrip_blocks=True,
         finalize=_as_shown,
     )
-    environment.filters["typeset"] = typeset
+    environment.filters |= {"typeset": typeset, "in_words": list_words}
     return environment.from_string(drawing.read("page.html.j2")).render(
         page=page,
         written=written,
         command=command,
+        tuned=int((page.results.planned["stage"] == "tuning").sum()),
         refresh=refresh,
         gradient_meaning=theme.meaning(page.results.plan.gradient_column).rstrip("."),
         methods=describe_methods(page),

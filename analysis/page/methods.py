@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -138,12 +139,24 @@ def _describe_tuning(planned: pd.DataFrame) -> Iterator[str]:
         f"Each arm trains at the learning rate, of {_values(tuning, 'lr')} (not all were tried in "
         f"every arm), that scored best on validation images after {_values(tuning, 'epochs')} epochs, "
         f"over {format_count(int(seeds), 'seed')} that the study does not use"
+        + "; arms with the steps of another take theirs and the other's"
+        * bool((planned["flow"] != "own").any())
         + (
             "; at every length of training it is the same."
             if lengths > tuning["epochs"].nunique()
             else "."
         )
     )
+
+
+def _name_symbols(meaning: str) -> str:
+    """What the letters in the meaning of a column stand for."""
+    told = {
+        "z": "z is a layer's output",
+        "g": "g the gradient of the mean loss by z",
+        "W": "W the layer's weight",
+    }
+    return ", ".join(text for symbol, text in told.items() if re.search(rf"\b{symbol}\b", meaning))
 
 
 def _describe_tests(page: Page) -> Iterator[str]:
@@ -153,8 +166,7 @@ def _describe_tests(page: Page) -> Iterator[str]:
         f"{_values(page.results.planned, 'probe_size')} images, is "
         f"{theme.meaning(plan.gradient_column)[:1].lower()}"
         f"{theme.meaning(plan.gradient_column)[1:].rstrip('.')}; its logarithm, averaged over "
-        "layers, is compared (z is a layer's output, g the gradient of the mean loss by z, W the "
-        "layer's weight)."
+        f"layers, is compared ({_name_symbols(theme.meaning(plan.gradient_column))})."
     )
     yield (
         "The smallest differences that matter were fixed before training: "

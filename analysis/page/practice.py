@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from analysis.judgement.practice import QUANTITIES, TARGET_SHARE, as_frame
@@ -36,7 +37,8 @@ def show_practice(practices: Sequence[Practice]) -> Section:
         "paired by seed, with its 95 % interval. Exploratory: nothing is corrected for the number of "
         "comparisons, and no claim rests on it. To reach: "
         f"{100 * TARGET_SHARE:g} % of the validation accuracy that '{baseline}' ends at in the same "
-        "cell; a trial that never gets there counts with all its epochs. Gap: training accuracy "
+        "cell; a trial that never gets there counts with all its epochs. An arm of fewer trials stands in "
+        "fewer networks. Gap: training accuracy "
         "during the last epoch, on images as augmented, minus test accuracy. Calibration error: how "
         "far the confidence in a prediction is from the share of such predictions that are right. "
         "Folded: batch norms that inference can merge into a conv or linear layer beside them, and "
@@ -54,19 +56,25 @@ def show_practice(practices: Sequence[Practice]) -> Section:
 def _tabulate(rows: pd.DataFrame, names: Sequence[str]) -> Table:
     arms = rows.groupby(["label", "arm"], sort=False)
     return Table(
-        ("network", "arm", *(QUANTITIES[name] for name in names)),
+        ("network", "arm", "trials", *(QUANTITIES[name] for name in names)),
         tuple(
-            (*key, *(_write(of_arm.loc[of_arm["quantity"] == name].iloc[0]) for name in names))
+            (*key, *_write_arm(of_arm.set_index("quantity"), names))
             for key, of_arm in arms  # pyright: ignore[reportGeneralTypeIssues]
         ),
         words=2,
     )
 
 
-def _write(row: pd.Series) -> str:
-    """The mean, and the difference with its interval where there is one."""
-    mean = number(row["mean"])
-    difference = signed(row["difference"])
-    if row["quantity"] in _ALONE or difference == NONE:
-        return mean
-    return f"{mean} ({difference} {interval(row['low'], row['high'])})"
+def _write_arm(rows: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
+    """Trials, then each mean with the difference and its interval where there is one."""
+    yield str(rows["trials"].max())
+    for name in names:
+        row = rows.loc[name]
+        mean, difference = number(row["mean"]), signed(row["difference"])
+        if name == "epochs" and rows.loc["reached", "mean"] == 0:
+            yield "not reached"
+        elif name in _ALONE or difference == NONE:
+            yield mean
+        else:
+            ends = f" {interval(row['low'], row['high'])}" if math.isfinite(row["low"]) else ""
+            yield f"{mean} ({difference}{ends})"

@@ -108,7 +108,7 @@ def _say_length(results: Results) -> str:
         return ""
     return (
         f" (after {list_words(map(str, tuning))} epochs; trainings of {list_words(map(str, study))} "
-        "get the same one)"
+        "epochs get the same one)"
     )
 
 

@@ -193,7 +193,7 @@ def ratio(value: float) -> str:
 
 def number(value: float, digits: int = 2) -> str:
     """A number as it is printed."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else NONE
+    return f"{value:.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NONE
 
 
 def interval(low: float, high: float, write: Callable[[float], str] = signed) -> str:

@@ -125,12 +125,14 @@ def _tell_change(ends: tuple[LengthEffect, LengthEffect]) -> str:
     margin = longest.margin
     if -margin < longest.low and longest.high < margin:
         left = "no difference that matters is left"
+    elif longest.low > margin or longest.high < -margin:
+        left = "a difference that matters is left"
     elif longest.low > 0 or longest.high < 0:
-        left = "a difference is left"
+        left = f"a difference is left, whether beyond ±{margin:g} is open"
     else:
         left = f"whether one beyond ±{margin:g} is left is open"
     return (
-        f"{longest.networks}: {signed(shortest.estimate)} points after {shortest.epochs} epochs, "
+        f"In {longest.networks}: {signed(shortest.estimate)} points after {shortest.epochs} epochs, "
         f"{signed(longest.estimate)} {interval(longest.low, longest.high)} after {longest.epochs}, a "
         f"change of {signed(longest.change)} {interval(longest.change_low, longest.change_high)}; "
         f"{left}."
@@ -282,7 +284,9 @@ def _course(
                     part,
                     marks,
                     title="ratio" if is_ratio else "points",
-                    reach=reach_of(rows, is_ratio=is_ratio),
+                    reach=reach_of(
+                        rows[rows["epochs"] == part["epochs"].iloc[0]], is_ratio=is_ratio
+                    ),
                     is_ratio=is_ratio,
                 ),
             )

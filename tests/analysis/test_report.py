@@ -182,7 +182,7 @@ def test_what_else_the_order_changes_is_on_the_page_and_in_a_table(complete):
     section = page[page.index('<section id="practice">') :]
     section = section[: section.index("</section>")]
     assert "98\xa0% of the validation accuracy" in section
-    assert "<td>12.00 (+12.00 [no interval])" in section  # of the logits, where norm is ahead
+    assert "<td>12.00 (+12.00)" in section  # of the logits, where norm is ahead
     classes = pd.read_csv(complete / "trials.csv")["class_accuracy"].iloc[0].split()
     assert len(classes) == 10
 

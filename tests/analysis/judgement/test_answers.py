@@ -54,7 +54,7 @@ def test_what_is_open_is_called_open_with_its_numbers():
 
 
 def test_an_order_that_is_ahead_and_not_shown_to_matter_is_called_ahead():
-    ahead = "batch norm after ReLU is ahead, and it is open whether by more than 0.5 points (+0.45 "
+    ahead = "batch norm after ReLU is ahead, though not surely by more than 0.5 points (+0.45 "
     (sentence,) = answer(make(effects(1.0, 0.45), sd=0.2))
     assert f"; in residual networks {ahead}points [" in sentence
     (sentence,) = answer(make(effects(1.0, 0.45), sd=0.2), deciding=8)
@@ -106,14 +106,18 @@ def test_other_studies_are_counted_by_what_they_say():
     )
 
 
-def test_lengths_of_training_are_told_of_the_first_study():
+@pytest.mark.parametrize(
+    ("change", "verb"),
+    [((-1.4, -2.0, -0.8), "shrinks"), ((-1.4, -3.0, 0.2), "goes"), ((1.4, 0.8, 2.0), "grows")],
+)
+def test_lengths_of_training_are_told_of_the_first_study(change, verb):
     study = make(effects(1.0, 0.0))
     numbers = {"cells": 1, "pairs": 5, "low": -0.2, "high": 0.4, "margin": 0.5}
-    changes = dict.fromkeys(("change", "change_low", "change_high"), 0.0)
+    changes = dict(zip(("change", "change_low", "change_high"), change, strict=True))
     lengths = [
         LengthEffect(
             **replace(study, norm=norm).identity,
-            networks="resnet",
+            networks=networks,
             arm="after",
             baseline="before",
             epochs=epochs,
@@ -122,12 +126,13 @@ def test_lengths_of_training_are_told_of_the_first_study():
             **changes,
         )
         for norm in ("batch", "layer")
+        for networks in ("plain", "resnet")
         for epochs, estimate in ((2, 1.5), (24, 0.1))
     ]
     _, told = answer(study, lengths=lengths)
+    went = "from +1.50 [-0.20, +0.40] to +0.10 points [-0.20, +0.40] in"
     assert told == (
-        "From 2 to 24 epochs of training, after minus before goes from +1.50 to +0.10 points "
-        "[-0.20, +0.40] in resnet."
+        f"From 2 to 24 epochs of training, after minus before {verb} {went} plain and {went} resnet."
     )
 
 

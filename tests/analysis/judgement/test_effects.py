@@ -165,6 +165,8 @@ def test_the_interaction_is_plain_minus_resnet(effects):
     assert interaction.estimate == pytest.approx(plain.estimate - resnet.estimate)
     assert interaction.se == pytest.approx(np.hypot(plain.se, resnet.se))
     assert interaction.family == "C5"
+    assert interaction.pairs == plain.pairs == resnet.pairs
+    assert interaction.pairs_planned == plain.pairs_planned
 
 
 def test_a_trend_is_points_per_doubling_and_has_no_margin(effects):

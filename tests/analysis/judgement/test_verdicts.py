@@ -235,8 +235,13 @@ def test_an_intervention_is_told_in_both_directions(carried, word, qualifier):
     verdict = verdicts(outcomes)["C2"]
     assert (verdict.word, verdict.qualifier) == (word, qualifier)
     for giver, share in zip(("before", "after"), carried, strict=True):
-        told = f"where both orders take the step sizes of {giver}, {0 + (1 - share):+.2f} points"
+        told = (
+            f"with the step sizes of {giver} in both orders after minus before is "
+            f"{0 + (1 - share):+.2f} points"
+        )
         assert told in verdict.sentence.replace("-0.00", "+0.00")
+    missing = "it is not shown that the gain goes with the step sizes; "
+    assert verdict.reason.startswith(missing) == (word == "inconclusive")
 
 
 def test_an_arm_that_failed_the_manipulation_check_is_named():
@@ -323,6 +328,11 @@ def test_more_seeds_are_planned_for_the_cell_that_needs_most():
     assert found.device_hours == pytest.approx(found.more_seeds * 4 * 36 / 3600)
     assert found.settle.startswith(f"{found.more_seeds} more seeds per cell would settle this")
     assert found.settle.endswith("device-hours")
+    ended = replace(outcomes, look=Look((0.5, 1.0)))
+    after_last = verdicts(ended)["C3"]
+    assert after_last.settle.startswith(
+        f"a new study of {5 + after_last.more_seeds} seeds per cell would settle this"
+    )
 
 
 def test_more_seeds_are_planned_for_the_effect_seen_where_none_is_ruled_out():

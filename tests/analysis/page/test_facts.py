@@ -26,7 +26,7 @@ def test_a_reader_learns_on_what_data_with_what_networks_and_how_often(tmp_path)
         "data": "Fashion-MNIST, 10,000 of 55,000 training images, 10,000 to test",
         "networks": "plain and resnet of depth 8, width 0.5",
         "arms": "before, after, none",
-        "seeds": "4",
+        "seeds": "4 per arm and network",
         "training": "2 and 6 epochs, batches of 128, learning rate 0.1",
         "norm, activation, optimizer": "batch norm, ReLU, SGD",
     }

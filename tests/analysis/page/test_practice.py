@@ -41,14 +41,14 @@ def test_a_cell_has_the_mean_and_the_difference_with_its_interval():
     assert title == "Training"
     assert training.rows[0][:2] == ("plain", "after")
     assert f"3.25 (+0.50 [{theme.MINUS}0.25, +1.25])" in training.rows[0]
-    assert len(training.columns) + len(inference.columns) == 4 + len(QUANTITIES)
+    assert len(training.columns) + len(inference.columns) == 6 + len(QUANTITIES)
     assert len(training.rows[0]) == len(training.columns)
 
 
 def test_the_baseline_has_means_alone():
     rows = all_of("before", difference=NAN, low=NAN, high=NAN)
     for _, table in show_practice(rows).tables:
-        assert set(table.rows[0][2:]) == {"3.25"}
+        assert set(table.rows[0][3:]) == {"3.25"}
 
 
 def test_a_grid_without_batch_norm_has_no_table_of_folding():
