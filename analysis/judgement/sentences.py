@@ -206,9 +206,9 @@ class Story:
     def _describe_mechanism(self) -> Iterator[str]:
         gain = self.comparisons[0]
         if self.answer == "no gain to explain":
-            yield f"no gain of after over before is shown: {format_estimate(gain)}"
+            yield f"after gains nothing that matters over before: {format_estimate(gain)}"
         else:
-            yield f"after gains {format_estimate(gain)} over before ({format_pairs(gain)})"
+            yield f"after minus before is {format_estimate(gain)} ({format_pairs(gain)})"
         yield self._describe_flows(equal=False).rpartition(" (")[0]
         if self.mechanism is None:
             return
@@ -242,7 +242,7 @@ class Story:
 
     def _name_obstacle(self) -> str:
         if self.answer == "no gain to explain":
-            return "nothing shows that after gains accuracy, so there is nothing to explain"
+            return "after is shown to gain no accuracy that matters: there is nothing to explain"
         if self.claim == "C2" and self.mechanism is None:
             return "arms that are only observed cannot tell a cause from what goes with it"
         if self.claim == "C2":

@@ -187,8 +187,14 @@ class _Judge:
 
     @property
     def has_gain(self) -> bool:
-        """Is there a gain that C2 could explain?"""
+        """Is a gain shown that C2 could explain?"""
         return bool(self.comparisons[0].p_up <= self.plan.alpha)
+
+    @property
+    def has_no_gain(self) -> bool:
+        """Is it shown that there is none that matters? That none is shown says no such thing."""
+        gain = self.comparisons[0]
+        return bool(np.fmin(gain.p_average, gain.p_down) <= self.plan.alpha)
 
     @property
     def is_blind(self) -> bool:
@@ -233,8 +239,8 @@ class _Judge:
                 effects=(),
             )
         first = self.comparisons[0]
-        if self.claim == "C2" and holds is None and not self.has_gain:
-            answer = "open" if np.isnan(first.pooled.se) else "no gain to explain"
+        if self.claim == "C2" and holds is None and not self.has_gain and self.has_no_gain:
+            answer = "no gain to explain"
         chosen = self._choose_effects(first)
         panel = cross_check(self.outcomes, first, rng=self.rng)
         fragile = find_disagreement(word, first, panel, alpha=self.plan.alpha)

@@ -214,6 +214,14 @@ def test_without_a_gain_there_is_nothing_to_explain():
     assert np.isnan(verdict.smallest_margin)
 
 
+def test_a_gain_that_is_not_shown_is_not_shown_to_be_none():
+    verdict = verdicts(make([0.3] * 4, sd=1.0, flow=0.3, placements=GRAFTED))["C2"]
+    assert verdict.answer == "open"
+    assert verdict.reason.startswith("it is not shown that after gains accuracy and ")
+    worse = verdicts(make([-1.0] * 4, flow=0.3, placements=GRAFTED))["C2"]
+    assert worse.answer == "no gain to explain"
+
+
 def test_what_only_goes_together_is_consistent_and_asks_for_an_intervention(paper):
     verdict = paper["C2"]
     assert verdict.grade == "inconclusive (consistent, cause not tested)"
