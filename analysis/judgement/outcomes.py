@@ -176,11 +176,19 @@ class Outcomes(Study):
         """The look at these arms and cells: a run that stops where it is decided leaves some thin.
 
         Of cells with unequal numbers of seeds it is that of the thinnest, which is the strictest.
+        Cells beside the claims get no more seeds whatever they show: where all are there, such cells
+        are looked at once.
         """
-        planned_PCS = [self._of(self.planned_PCS, arm)[is_member_C] for arm in arms]
-        seeds_PC = np.sum(planned_PCS, axis=-1)
+        planned_PCS = np.stack([self._of(self.planned_PCS, arm)[is_member_C] for arm in arms])
+        seeds_PC = planned_PCS.sum(-1)
         seeds = seeds_PC[seeds_PC > 0]
-        return self.look.at(seeds.min() / len(self.seeds)) if len(seeds) else self.look
+        if not len(seeds) or seeds.min() >= len(self.seeds):
+            return self.look
+        ran_PCS = np.stack([self._of(self.ran_PCS, arm)[..., is_member_C, :] for arm in arms])
+        is_judged = (is_member_C & self.judged_C).any()
+        if not is_judged and (ran_PCS.sum() == planned_PCS.sum()):
+            return ONLY_LOOK
+        return self.look.at(seeds.min() / len(self.seeds))
 
     def risks(self, arm: str, baseline: str) -> RiskDifference:
         """How much more often the arm diverges or learns nothing, in each cell: (..., C)."""

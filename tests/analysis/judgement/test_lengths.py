@@ -11,7 +11,10 @@ from scipy import stats
 from analysis.judgement.effects import find_effects
 from analysis.judgement.lengths import compare_lengths
 from analysis.judgement.outcomes import collect_outcomes
+from analysis.load import load_results
 from analysis.statistics.looks import Look
+from harness.study.records import AnalysisPlan
+from tests.analysis.conftest import Study, never, write_plan, write_study
 from tests.analysis.judgement.test_studies import write
 
 
@@ -120,3 +123,49 @@ def test_what_only_some_networks_have_is_compared_in_these_alone(tmp_path):
 def test_one_length_is_no_comparison(tmp_path):
     results = write(tmp_path, {"epochs": 2}, architectures=("plain",))
     assert not list(compare_lengths(collect_outcomes(results), results.plan))
+
+
+def stop_early(folder, *, is_lost=never):
+    """The deciding length goes on to ten seeds, the other ends at the first look's five."""
+    trials = [
+        trial
+        for epochs, seeds in ((2, 5), (6, 10))
+        for trial in write_study(
+            folder,
+            Study(depths=(8,), seeds=range(seeds), settings={"epochs": epochs}, is_lost=is_lost),
+            rng=np.random.default_rng(epochs),
+        )
+    ]
+    write_plan(folder, tuple(trials), AnalysisPlan(grid="g", epochs=6, looks=(5, 10)))
+    results = load_results(str(folder))
+    studies = collect_outcomes(results, Look((0.5, 1.0)))
+    return {
+        (one.networks, one.epochs): one for one in compare_lengths(studies, results.plan)
+    }, studies
+
+
+def test_what_never_gets_more_seeds_is_looked_at_once(tmp_path):
+    found, (outcomes,) = stop_early(tmp_path)
+    diff_CS = outcomes.difference("accuracy", "after", "before")
+    for (name, epochs), one in found.items():
+        (c,) = (
+            c
+            for c, cell in enumerate(outcomes.cells)
+            if (cell.architecture, cell.epochs) == (name, epochs)
+        )
+        diff_P = diff_CS[c][np.isfinite(diff_CS[c])]
+        high = stats.t.interval(0.95, len(diff_P) - 1, diff_P.mean(), stats.sem(diff_P))[1]
+        if epochs == 2:
+            assert one.high == pytest.approx(high)
+        else:
+            assert one.high > high
+
+
+def test_while_one_of_its_trials_is_missing_it_is_not_at_its_end(tmp_path):
+    whole, _ = stop_early(tmp_path / "whole")
+    found, _ = stop_early(tmp_path / "lost", is_lost=lambda t: (t.epochs, t.seed) == (2, 0))
+    width = {
+        name: of["plain", 2].high - of["plain", 2].low
+        for name, of in (("whole", whole), ("lost", found))
+    }
+    assert width["lost"] > 2 * width["whole"]
