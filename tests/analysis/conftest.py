@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from analysis import report
 from analysis.judgement.effects import Effect, find_effects
 from analysis.judgement.outcomes import collect_outcomes
 from analysis.load import Results
@@ -24,6 +25,13 @@ from tests.builders import make_failure
 
 TEST_IMAGES = 2_000
 STEPS_PER_EPOCH = 40
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_simulated_grids():
+    """How often verdicts err has tests of its own; behind each report it would take seconds."""
+    with mock.patch.object(report, "REPLICATES", 40):
+        yield
 
 
 def _in_haste(function):

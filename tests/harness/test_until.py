@@ -278,7 +278,7 @@ def test_a_grid_that_grew_begins_at_its_first_look(grid, trainer):
     assert depths.nunique() == 1
 
 
-@pytest.mark.parametrize("common", ["true", "false"])
+@pytest.mark.parametrize("common", [pytest.param("true", marks=pytest.mark.slow), "false"])
 def test_a_tuned_study_goes_from_look_to_look_and_goes_on_after_a_stop(grid, trainer, common):
     tuning = f"tuning: {{lr: [0.05, 0.1], seeds: 1, extensions: 0, common: {common}}}\ngrid:"
     grid.write_text(GRID.replace("grid:", tuning), encoding="utf-8")

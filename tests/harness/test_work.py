@@ -102,6 +102,7 @@ def test_a_plan_is_written_without_training_and_trained_without_ray(plan, capsys
     assert "nothing to train" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_three_at_once_and_one_killed_leave_the_rows_of_a_run_on_ray(plan, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves its workers

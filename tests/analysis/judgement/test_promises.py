@@ -31,7 +31,7 @@ def test_every_promise_is_kept_at_five_seeds_four_depths_and_two_families(rates)
         ("no effect, 3 looks", "any claim finds a difference where none is", np.nan, 0.05),
         ("no effect, 3 looks", "95 % interval of C3 holds the truth", 0.93, np.nan),
         ("as the paper says", "C1 supported", 0.95, np.nan),
-        ("one depth off by 1 margins", "C3 equivalent", np.nan, 0.05),
+        ("one depth off by 1 margin", "C3 equivalent", np.nan, 0.05),
         ("one depth off by 1.5 margins", "C4 equivalent", np.nan, 0.05),
         ("a gain that step sizes do not carry", "C2 supported", np.nan, 0.05),
         ("a gain that step sizes carry one way only", "C2 contradicted", np.nan, 0.05),

@@ -54,6 +54,7 @@ grid:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_switch_of_branches_during_a_run_changes_nothing(tmp_path):
     """A worker that starts after it trains with the code of the run all the same."""
