@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from analysis.page.parts import Card, Page
     from harness.study.records import AnalysisPlan
 
-REPLICATES = 400
-"""Simulated grids per scenario: a share of 5 % comes with a standard error of 1.1."""
+REPLICATES = 200
+"""Simulated grids per scenario: a share of 5 % comes with a standard error of 1.5."""
 SIMULATED_TRIALS = 1_000_000
 """Trials that all grids of a scenario hold at most: a very large design is simulated less often."""
 WRITTEN, UNREADY, UNUSABLE, INTERRUPTED = 0, 2, 3, 130
