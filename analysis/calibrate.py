@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(message, is_error=True)
             return 2
     is_kept = True
+    few = -(-options.replicates // STOPPING_PART)
     for number, design in enumerate(designs):
         rng = np.random.default_rng(options.rng)
         rates = calibrate(design, replicates=options.replicates, rng=rng)
@@ -95,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_kept &= all(rate.is_kept for rate in rates)
         if not options.results or len(design.plan.looks) > 1:
             rng = np.random.default_rng(options.rng)
-            few = -(-options.replicates // STOPPING_PART)
             rates = calibrate_stopping(design, replicates=few, rng=rng)
             say(f"\n{design.name}, --until-decided: {few} grids per scenario\n{_list(rates)}")
             is_kept &= all(rate.is_kept for rate in rates)
@@ -105,7 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"\nstudies read together: {rates[0].replicates} grids per scenario\n{_list(rates)}")
         is_kept &= all(rate.is_kept for rate in rates)
         if len(designs[0].plan.looks) > 1:
-            few = -(-options.replicates // STOPPING_PART)
             rates = calibrate_stopping_together(designs, replicates=few, rng=rng)
             say(f"\ntogether, --until-decided: {few} grids per scenario\n{_list(rates)}")
             is_kept &= all(rate.is_kept for rate in rates)

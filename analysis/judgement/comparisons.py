@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.judgement.effects import find_twins
-from analysis.statistics.contrasts import Contrast, estimate_cells, estimate_contrast
+from analysis.statistics.contrasts import Contrast, estimate_cells, estimate_contrast, find_ends
 from analysis.statistics.multiplicity import holm
 from analysis.statistics.resampling import sign_flip_tails
 from harness.study.records import FEWEST_PAIRS
@@ -183,7 +183,7 @@ def compare_twins(
     diff_CS = outcomes.difference(quantity, arm, baseline)
     pairs_C = np.isfinite(diff_CS).sum(-1)
     dull_C = outcomes.are_uninformative(arm, baseline, margins.accuracy)
-    ends_K2 = np.stack([twin_KC.argmax(-1), twin_KC.argmin(-1)], axis=-1)
+    ends_K2 = find_ends(twin_KC)
     pairs_K = pairs_C[..., ends_K2].min(-1)
     is_dull_K = np.asarray(dull_C[..., ends_K2].any(-1))
     is_judged_K = (pairs_K >= FEWEST_PAIRS) & ~is_dull_K

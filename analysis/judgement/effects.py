@@ -16,6 +16,7 @@ from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import (
     cell_moments,
     estimate_contrast,
+    find_ends,
     mean_weights,
     trend_weights,
     twin_weights,
@@ -345,7 +346,7 @@ class _Comparison:
         )
         pairs, planned = len(diff_P), int(self.planned_CS[is_member_C].sum())
         if twin_KC is not None:  # the pairs of a twin are pairs of pairs
-            ends_K2 = np.stack([twin_KC.argmax(-1), twin_KC.argmin(-1)], axis=-1)
+            ends_K2 = find_ends(twin_KC)
             pairs = int(pairs_C[ends_K2].min(-1).sum())
             planned = int(self.planned_CS.sum(-1)[ends_K2].min(-1).sum())
         spare = int((pairs_C - 1).clip(min=0).sum())

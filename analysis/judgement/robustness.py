@@ -10,7 +10,7 @@ import numpy as np
 from analysis.judgement.effects import find_twins
 from analysis.judgement.outcomes import WINDOWS
 from analysis.judgement.sentences import format_p
-from analysis.statistics.contrasts import estimate_contrast, mean_weights, twin_weights
+from analysis.statistics.contrasts import estimate_contrast, find_ends, mean_weights, twin_weights
 from analysis.statistics.resampling import (
     hodges_lehmann,
     sign_flip_floor,
@@ -80,7 +80,8 @@ def cross_check(
     diff_CS = outcomes.difference(one.quantity, one.arm, one.baseline)
     if one.is_interaction:
         twin_KC = find_twins(outcomes.cells, one.is_member_C)
-        diff_KS = diff_CS[twin_KC.argmax(-1)] - diff_CS[twin_KC.argmin(-1)]
+        plain_K, residual_K = find_ends(twin_KC).T
+        diff_KS = diff_CS[plain_K] - diff_CS[residual_K]
     else:
         diff_KS = diff_CS[one.is_member_C]
     diff_KS = diff_KS[one.is_judged_K]

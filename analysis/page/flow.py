@@ -127,12 +127,11 @@ def show_flow(
                 is_aside=is_aside or len(panels) > MAPS_AT_ONCE,
             )
         )
-    meaning = theme.meaning(results.plan.gradient_column)
+    meaning = theme.meaning_within(results.plan.gradient_column)
     return Section(
         "flow",
         "How much gradient reaches each layer?",
-        f"Gradient flow is {meaning[:1].lower()}{meaning[1:].rstrip('.')}, on one fixed batch of images. "
-        "The scales are logarithmic."
+        f"Gradient flow is {meaning}, on one fixed batch of images. The scales are logarithmic."
         if figures
         else "",
         tuple(figures),

@@ -13,7 +13,7 @@ import jinja2
 import markupsafe
 
 from analysis.page import drawing, pictures, theme
-from analysis.page.methods import cite, describe_methods
+from analysis.page.methods import cite, describe_methods, name_symbols
 from analysis.page.parts import Table
 from analysis.page.runs import tabulate_arms, tabulate_provenance
 from harness.study.wording import list_words
@@ -62,6 +62,7 @@ def render_page(
         tuned=int((page.results.planned["stage"] == "tuning").sum()),
         refresh=refresh,
         gradient_meaning=theme.meaning(page.results.plan.gradient_column).rstrip("."),
+        gradient_symbols=name_symbols(page.results.plan.gradient_column),
         methods=describe_methods(page),
         citation=cite(),
         arms=tabulate_arms(page.results),

@@ -149,8 +149,9 @@ def _describe_tuning(planned: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def _name_symbols(meaning: str) -> str:
+def name_symbols(column: str) -> str:
     """What the letters in the meaning of a column stand for."""
+    meaning = theme.meaning(column)
     told = {
         "z": "z is a layer's output",
         "g": "g the gradient of the mean loss by z",
@@ -164,9 +165,8 @@ def _describe_tests(page: Page) -> Iterator[str]:
     yield (
         "Accuracy is that of the last epoch on the test part. Gradient flow, on a fixed batch of "
         f"{_values(page.results.planned, 'probe_size')} images, is "
-        f"{theme.meaning(plan.gradient_column)[:1].lower()}"
-        f"{theme.meaning(plan.gradient_column)[1:].rstrip('.')}; its logarithm, averaged over "
-        f"layers, is compared ({_name_symbols(theme.meaning(plan.gradient_column))})."
+        f"{theme.meaning_within(plan.gradient_column)}; its logarithm, averaged over "
+        f"layers, is compared ({name_symbols(plan.gradient_column)})."
     )
     yield (
         "The smallest differences that matter were fixed before training: "

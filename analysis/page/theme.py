@@ -128,6 +128,12 @@ def meaning(column: str) -> str:
     return str(_COLUMNS[column]["meaning"])
 
 
+def meaning_within(column: str) -> str:
+    """The same as a part of a sentence."""
+    text = meaning(column)
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
 INVISIBLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     r"\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e0fff]"

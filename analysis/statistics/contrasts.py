@@ -172,6 +172,11 @@ def trend_weights(
     return np.where(spread > 1e-12, offset_C / np.maximum(spread, 1e-12), 0.0)
 
 
+def find_ends(twin_KC: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The cell without skips and the cell with them, of each twin: (K, 2)."""
+    return np.stack([twin_KC.argmax(-1), twin_KC.argmin(-1)], axis=-1)
+
+
 def twin_weights(diff_CS: NDArray[np.float64], twin_KC: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over twins of (skip-free minus residual), where both have two pairs or more: (..., C).
 
