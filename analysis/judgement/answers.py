@@ -62,6 +62,8 @@ def _answer_claim(verdict: Verdict, *, is_first: bool) -> str:
     side = side.format(
         norm=verdict.norm_name, activation=verdict.activation_name, margin=effect.margin
     )
+    is_beyond = max(effect.low, -effect.high) > effect.margin
+    side += _CORRECTED * (is_beyond and "not surely" in side)
     return f"{where} {side} ({_quote(effect, verdict.word, is_first=is_first)})"
 
 
@@ -86,6 +88,9 @@ _SIDES = {
         "open",
     ),
 }
+_CORRECTED = " once corrected for all claims"
+"""Behind "not surely", where the interval itself, which is not corrected, is beyond the margin."""
+
 """What can be found, in words that stand behind where, and in short; by claim where it is open."""
 
 

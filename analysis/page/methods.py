@@ -192,13 +192,11 @@ def _describe_tests(page: Page) -> Iterator[str]:
         )
     looks = len(page.seen) or 1
     if plan.looks:
+        has_added = len(set(count_seeds(page.results.planned.query("stage == 'study'")))) > 1
         yield (
             f"Looks were planned at {list_words(map(str, plan.looks))} seeds per cell"
-            + (
-                "; after a look, seeds were added only where a claim was still open."
-                if len(set(count_seeds(page.results.planned.query("stage == 'study'")))) > 1
-                else "."
-            )
+            + "; after a look, seeds were added only where a claim was still open" * has_added
+            + "."
         )
     yield (
         "The data were looked at once."

@@ -152,6 +152,8 @@ def _card(verdict: Verdict, study: str, marks: Mapping[str, Mark]) -> Card:
     if verdict.headline is not None and math.isfinite(verdict.headline.estimate):
         (compared,) = compare([verdict.headline])
         axis = compared.axis
+        if verdict.claim == "C2":  # its chart is that of C1
+            axis = f"the gain to explain: {axis}"
         row = as_printed(compared.rows)
         panel = Panel("", charts.strip(row, marks, is_ratio=compared.is_ratio))
     notes = (("Fragile", verdict.fragile), ("To settle it", verdict.settle))

@@ -61,6 +61,12 @@ def test_an_order_that_is_ahead_and_not_shown_to_matter_is_called_ahead():
     assert sentence.startswith("After 8 epochs of training, without skip connections batch norm is")
 
 
+def test_what_the_correction_alone_leaves_open_is_not_said_of_the_interval():
+    (sentence,) = answer(make(effects(1.0, 0.65), sd=0.3, seeds=5))
+    residual = sentence.split("; in residual networks ")[1]
+    assert "0.5 points once corrected for all claims (+0.65 points [+0.51," in residual
+
+
 def test_an_order_that_wins_and_loses_to_no_norm_at_all_is_not_best():
     (sentence,) = answer(make(effects(1.0, 0.0), none=5.0))
     assert sentence.startswith("Without skip connections batch norm after ReLU is not best (")
