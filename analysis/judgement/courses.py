@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from analysis.judgement.outcomes import name_members
 from analysis.judgement.studies import Study
 from analysis.load import spread_times
 from analysis.statistics.contrasts import estimate_cells, estimate_contrast
@@ -189,10 +190,8 @@ def _split_by_length(outcomes: Outcomes) -> Iterator[tuple[str, int, NDArray[np.
         members = [cells[c] for c in np.flatnonzero(is_member_C)]
         depths = {cell.depth for cell in members}
         for epochs in sorted({cell.epochs for cell in members}):
-            here = dict.fromkeys(cell.depth for cell in members if cell.epochs == epochs)
-            names = architecture
-            if set(here) != depths:
-                names = ", ".join(f"{architecture}-{depth}" for depth in here)
+            here = [cell for cell in members if cell.epochs == epochs]
+            names = name_members(here, are_all={cell.depth for cell in here} == depths)
             yield names, epochs, is_member_C & [cell.epochs == epochs for cell in cells]
 
 

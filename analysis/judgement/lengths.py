@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.judgement.outcomes import name_members
 from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import estimate_contrast
 from harness.study.records import FEWEST_PAIRS
@@ -164,6 +165,5 @@ def _match(
         for row_C, epochs in zip(weight_LC, lengths, strict=True):
             row_C[[of[epochs] for of in whole]] = 1 / len(whole)
         members = [outcomes.cells[of[lengths[0]]] for of in whole]
-        names = dict.fromkeys(f"{cell.architecture}-{cell.depth}" for cell in members)
-        is_all = len(whole) == len(found)
-        yield members[0].architecture if is_all else ", ".join(names), list(lengths), weight_LC
+        names = name_members(members, are_all=len(whole) == len(found))
+        yield names, list(lengths), weight_LC

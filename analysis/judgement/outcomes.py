@@ -21,7 +21,7 @@ from analysis.statistics.looks import ONLY_LOOK, Look
 from analysis.statistics.proportions import RiskDifference
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -419,6 +419,14 @@ def name_arm(placement: str, flow: str) -> str:
     'before (steps of after)'
     """
     return placement if flow in {"own", placement} else f"{placement} (steps of {flow})"
+
+
+def name_members(cells: Iterable[Cell], *, are_all: bool) -> str:
+    """Networks of one architecture: its name; with their depths where these are not all of them."""
+    names = dict.fromkeys(
+        cell.architecture if are_all else f"{cell.architecture}-{cell.depth}" for cell in cells
+    )
+    return ", ".join(names)
 
 
 def _name_cells(rows: pd.DataFrame, key: Sequence[str], epochs: int) -> Iterator[Cell]:
