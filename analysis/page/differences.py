@@ -230,7 +230,6 @@ def show_depths(comparisons: Sequence[Comparison], marks: Mapping[str, Mark]) ->
             (name, part) for name, part in cells.groupby("panel", sort=False) if len(part) > 1
         ]
         reach = span(cells, "estimate", "low", "high", around=cells["margin"])
-        contrasts = as_printed(rows[rows["kind"].isin(["trend", "interaction"])])
         if panels:
             figures.append(
                 Figure(
@@ -248,19 +247,31 @@ def show_depths(comparisons: Sequence[Comparison], marks: Mapping[str, Mark]) ->
                     columns=3,
                 )
             )
-        if not contrasts.empty:
-            figures.append(
-                Figure(
-                    name=f"contrasts-{asked.quantity}-{arm}-{baseline}",
-                    title="Trend with depth, and the effect of the skip connection",
-                    description=(
-                        "Change of the difference per doubling of depth, and difference between "
-                        "families of networks (interaction), each with its 95 and 90 % interval."
-                    ),
-                    panels=_forests(contrasts, marks, title=title),
-                    table=_effects_table(contrasts, title),
+        for kind, heading, description, axis in (
+            (
+                "trend",
+                "The trend with depth",
+                "Change of the difference per doubling of depth, in each family of networks.",
+                title.replace("(points", "(points per doubling"),
+            ),
+            (
+                "interaction",
+                "The effect of the skip connection",
+                "Difference between families of networks (interaction).",
+                title,
+            ),
+        ):
+            contrasts = as_printed(rows[rows["kind"] == kind])
+            if not contrasts.empty:
+                figures.append(
+                    Figure(
+                        name=f"{kind}-{asked.quantity}-{arm}-{baseline}",
+                        title=heading,
+                        description=description,
+                        panels=_forests(contrasts, marks, title=axis),
+                        table=_effects_table(contrasts, axis),
+                    )
                 )
-            )
     return Section("depth", "Does it depend on depth, or on the skip?", "", tuple(figures))
 
 
