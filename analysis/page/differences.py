@@ -262,6 +262,8 @@ def show_depths(comparisons: Sequence[Comparison], marks: Mapping[str, Mark]) ->
             ),
         ):
             contrasts = as_printed(rows[rows["kind"] == kind])
+            if kind == "trend":  # the axis says the rest of the label
+                contrasts = contrasts.assign(label=contrasts["architecture"])
             if not contrasts.empty:
                 figures.append(
                     Figure(
