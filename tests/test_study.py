@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from analysis import report
 from harness import replay
 from harness.results import Store, find_damage, to_rows, to_tables
 from harness.results.looks import read_looks
 from harness.study.facts import explain_lack_of_data
 from harness.study.records import TrialRow
+from tests.test_readme import command_under
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "grids" / "fashion"
@@ -26,17 +29,41 @@ STUDY = ROOT / "grids" / "fashion"
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """A copy of the rows alone."""
-    folder = tmp_path_factory.mktemp("study") / "fashion"
+    """A copy of the rows alone, in a checkout of nothing but grids."""
+    grids = tmp_path_factory.mktemp("checkout") / "grids"
     kept = shutil.ignore_patterns("report", "verdicts.json", "effects.csv", "*.svg")
-    return shutil.copytree(STUDY, folder, ignore=kept)
+    return shutil.copytree(ROOT / "grids", grids, ignore=kept) / "fashion"
 
 
 @pytest.fixture(scope="module")
-def judged(rows):
-    """The report of the rows."""
-    assert report.main([str(rows)]) == report.WRITTEN
+def commands():
+    """The README's, to report the study and to train it."""
+    return command_under("What was found on Fashion-MNIST").splitlines()
+
+
+@pytest.fixture(scope="module")
+def judged(rows, commands):
+    """The report of the rows, as the README writes it."""
+    run_in(rows.parent.parent, commands[0])
     return rows / "report"
+
+
+def run_in(checkout, command):
+    """What a README's command prints there, with this checkout's code."""
+    paths = {"PATH": Path(sys.executable).parent, "PYTHONPATH": ROOT}
+    environment = {
+        name: f"{path}{os.pathsep}{os.environ.get(name, '')}" for name, path in paths.items()
+    }
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=checkout,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def rounded(value):
@@ -76,6 +103,16 @@ def test_the_rows_are_whole_and_are_those_that_the_grid_asks_for(rows):
     assert plan.source == (ROOT / "grids" / "fashion.yaml").read_text(encoding="utf-8")
     assert set(store.finished_ids()) == {trial.id for trial in plan.trials}
     assert all(look.is_planned for look in read_looks(store))
+
+
+def test_the_study_trained_again_over_its_rows_trains_nothing_and_decides_the_same(rows, commands):
+    looks = read_looks(Store(rows))
+    training, comment = commands[1].split("#")
+    said = run_in(rows.parent.parent, f"{training} --results {rows}")
+    assert "hours on two cores" in comment
+    assert "nothing to train" in said
+    assert "C1: supported" in said
+    assert read_looks(Store(rows)) == looks
 
 
 def test_the_readme_and_the_log_say_what_was_found():
