@@ -95,6 +95,13 @@ def test_the_effects_and_the_picture_follow_from_the_rows(judged):
     assert words_of(drawn) == words_of(STUDY / "accuracy.svg")
 
 
+def test_no_chart_of_the_page_is_stretched_by_a_mark_outside_of_it(judged):
+    page = (judged / "index.html").read_text(encoding="utf-8")
+    sizes = re.findall(r'<svg class="marks" viewBox="0 0 (\d+) (\d+)"', page)
+    assert len(sizes) > 100
+    assert all(int(height) < 3 * int(width) for width, height in sizes)
+
+
 def test_the_rows_are_whole_and_are_those_that_the_grid_asks_for(rows):
     store = Store(rows)
     assert find_damage(store) == []

@@ -150,12 +150,13 @@ def rates(
     y = alt.Y("percent:Q", title=title).scale(zero=False, nice=False, domain=reach)
     points = alt.Chart(theme.inline(near, "lr", "arm", "percent"))
     lines = alt.Chart(theme.inline(means, "lr", "arm", "percent", "edge"))
+    signs = theme.inline(means[means["percent"] >= reach[0]], "lr", "percent", "edge")
     return layer(
         points.mark_point(filled=True, size=25, opacity=0.5).encode(
             x, y, colour(marks, legend=None), shape(marks, legend=None)
         ),
         lines.mark_line(strokeWidth=1.5, clip=True).encode(x, y, colour(marks, legend=None)),
-        lines.mark_text(dy=-10, color=INK, fontSize=14).encode(x, y, text="edge:N"),
+        alt.Chart(signs).mark_text(dy=-10, color=INK, fontSize=14).encode(x, y, text="edge:N"),
     ).properties(width="container", height=200)
 
 

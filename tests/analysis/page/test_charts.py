@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -175,3 +176,15 @@ def test_a_forest_without_a_margin_shades_nothing():
     spec = charts.forest(frame, MARKS, title="difference").to_dict()
     assert "rect" not in {layer["mark"]["type"] for layer in spec["layer"]}
     vl_convert.vegalite_to_svg(spec)
+
+
+def test_an_arm_far_below_the_others_makes_no_picture_tall():
+    """Its best rate is at the edge, which has a sign: of `none` as of the others."""
+    tried = [(lr, arm, best - lr) for arm, best in (("after", 90), ("none", 12)) for lr in (0.1, 1)]
+    trials = pd.DataFrame(tried, columns=["lr", "arm", "percent"])
+    means = trials.assign(edge=["\N{LEFT RIGHT ARROW}", "", "\N{LEFT RIGHT ARROW}", ""])
+    chart = curves.rates(trials, means, MARKS, title="accuracy (%)").properties(width=300)
+    drawn = vl_convert.vegalite_to_svg(chart.to_dict())
+    _, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0]
+    assert float(height) < 300
+    assert drawn.count("\N{LEFT RIGHT ARROW}</text>") == 1
