@@ -154,9 +154,10 @@ def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
     parts: dict[tuple[int, int], dict[str, list[str]]] = {}
     for first, last in find_ends(lengths):
         of_ends = parts.setdefault((first.epochs, last.epochs), {})
+        pairs = f" ({first.pairs} and {last.pairs} pairs)" * (first.pairs != last.pairs)
         of_ends.setdefault(_name_change(first, last), []).append(
             f"from {first.estimate:+.2f} [{first.low:+.2f}, {first.high:+.2f}] to "
-            f"{last.estimate:+.2f} points [{last.low:+.2f}, {last.high:+.2f}] in {last.networks}"
+            f"{last.estimate:+.2f} points [{last.low:+.2f}, {last.high:+.2f}] in {last.networks}{pairs}"
         )
     for (shortest, longest), by_verb in parts.items():
         told = " and ".join(f"{verb} {' and '.join(of)}" for verb, of in by_verb.items())
@@ -166,7 +167,7 @@ def _tell_lengths(lengths: Sequence[LengthEffect]) -> Iterator[str]:
 def _name_change(first: LengthEffect, last: LengthEffect) -> str:
     """What became of the difference, as far as the change of the same pairs shows it."""
     if last.change_low <= 0 <= last.change_high:
-        return "goes"
+        return "goes, perhaps by chance,"
     return "shrinks" if last.change * first.estimate < 0 else "grows"
 
 

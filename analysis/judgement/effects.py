@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.judgement.outcomes import WINDOWS, name_arm
+from analysis.judgement.outcomes import AFTER_KINDS, WINDOWS, name_arm
 from analysis.judgement.studies import Study
 from analysis.statistics.contrasts import (
     cell_moments,
@@ -42,9 +42,6 @@ SKIP_FREE, RESIDUAL = (
 """The networks that C1 and C2 speak of, and those of C3 and C4."""
 TWINS = ("plain", "resnet")
 """Equal but for the addition, so that their difference is what a skip does (C5)."""
-AFTER_KINDS = ("after", "after-inner", "after-relu")
-"""Every way in which a residual block puts the norm after the activation; C3 and C4 speak of each.
-`after-add` is none: it normalises the skip path, and is known to be bad."""
 AFTER_AS_BEFORE = name_arm("after", "before")
 BEFORE_AS_AFTER = name_arm("before", "after")
 GRAFTS = (

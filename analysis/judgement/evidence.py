@@ -22,13 +22,12 @@ import numpy as np
 from analysis.judgement.comparisons import Comparison, Margins, any_of, compare, compare_twins
 from analysis.judgement.effects import (
     AFTER_AS_BEFORE,
-    AFTER_KINDS,
     BEFORE_AS_AFTER,
     GRAFTS,
     RESIDUAL,
     SKIP_FREE,
 )
-from analysis.judgement.outcomes import WINDOWS
+from analysis.judgement.outcomes import AFTER_KINDS, WINDOWS
 from analysis.statistics.multiplicity import holm
 from harness.study.records import CLAIMS
 

@@ -36,6 +36,10 @@ WINDOWS = {
 LAYERS = {"first": "at the first layer", "fall": "as its fall over the layers"}
 """Other ways to reduce the layers than their mean, which decides: for the robustness panel."""
 
+AFTER_KINDS = ("after", "after-inner", "after-relu")
+"""Every way in which a residual block puts the norm after the activation; C3 and C4 speak of each.
+`after-add` is none: it normalises the skip path, and is known to be bad."""
+
 _OF_THE_ARM = {"flow", "flow_lr", "flow_weight_decay"}
 """Settings of a block that tell arms apart, not cells."""
 
@@ -118,6 +122,8 @@ class Outcomes(Study):
     trial_PCS: NDArray[np.object_] | None = None
     graft_errors: Mapping[str, float] = field(default_factory=dict)
     """Arm with borrowed steps -> how far they are from the donor's, at most; NaN: not recorded."""
+    control: str = ""
+    """The arm that is known to differ, if the plan names one."""
     look: Look = ONLY_LOOK
 
     @property
@@ -176,8 +182,8 @@ class Outcomes(Study):
         """The look at these arms and cells: a run that stops where it is decided leaves some thin.
 
         Of cells with unequal numbers of seeds it is that of the thinnest, which is the strictest.
-        Cells beside the claims get no more seeds whatever they show: where all are there, such cells
-        are looked at once.
+        Cells and arms beside the claims get no more seeds whatever they show: where all are there,
+        they are looked at once.
         """
         planned_PCS = np.stack([self._of(self.planned_PCS, arm)[is_member_C] for arm in arms])
         seeds_PC = planned_PCS.sum(-1)
@@ -185,7 +191,7 @@ class Outcomes(Study):
         if not len(seeds) or seeds.min() >= len(self.seeds):
             return self.look
         ran_PCS = np.stack([self._of(self.ran_PCS, arm)[..., is_member_C, :] for arm in arms])
-        is_judged = (is_member_C & self.judged_C).any()
+        is_judged = (is_member_C & self.judged_C).any() and all(map(self._is_of_claims, arms))
         if not is_judged and (ran_PCS.sum() == planned_PCS.sum()):
             return ONLY_LOOK
         return self.look.at(seeds.min() / len(self.seeds))
@@ -234,6 +240,10 @@ class Outcomes(Study):
         """Cells of these architectures that a claim is judged on: (C,)."""
         return self.judged_C & [cell.architecture in architectures for cell in self.cells]
 
+    def _is_of_claims(self, arm: str) -> bool:
+        """Does a claim speak of it, so that a look may add to its seeds?"""
+        return arm.partition(" (")[0] in {"before", "none", self.control, *AFTER_KINDS}
+
     def _of(self, values_PCS: NDArray[Any], arm: str) -> NDArray[Any]:
         return values_PCS[..., self.placements.index(arm), :, :]
 
@@ -263,6 +273,7 @@ def collect_outcomes(results: Results, look: Look = ONLY_LOOK) -> tuple[Outcomes
             _collect_study(study, rows, trials, flows, epochs=results.plan.epochs),
             chance=results.chance.get(study.dataset, float("nan")),
             graft_errors=_check_grafts(rows, results.gradients),
+            control=results.plan.control,
             look=look.at(rows["seed"].nunique() / planned["seed"].nunique()),
         )
         for study, rows in split_studies(planned)

@@ -77,7 +77,10 @@ class Story:
         text += _describe_untrained(first)
         for other in self.comparisons[1:]:
             quoted = format_estimate(other, equivalence=equal and self.claim == "C3")
-            text += f"; {other.arm} minus {other.baseline} is {quoted}{_describe_untrained(other)}"
+            text += f"; {other.arm} minus {other.baseline} is {quoted}"
+            if (pairs := format_pairs(other)) != format_pairs(first):
+                text += f" ({pairs})"
+            text += _describe_untrained(other)
         return f"{self._pool()}: {text}."
 
     def effect(self) -> str:

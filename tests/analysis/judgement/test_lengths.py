@@ -88,6 +88,32 @@ def test_a_cell_is_as_sure_as_its_own_seeds_make_it_in_every_table(results):
     assert thin > 2 * thick
 
 
+@pytest.mark.parametrize(("arm", "times"), [("after-add", 1), ("after-relu", 2.4)])
+def test_an_arm_that_no_claim_speaks_of_is_looked_at_once(results, arm, times):
+    """It has three seeds of five, all that it was to get; another arm with three stopped at a look."""
+    (whole,) = collect_outcomes(results, Look((0.6, 1.0)))
+    planned_PCS = whole.planned_PCS.copy()
+    planned_PCS[whole.placements.index("after"), :, 3:] = False
+    names = tuple(arm if name == "after" else name for name in whole.placements)
+    outcomes = replace(
+        whole,
+        placements=names,
+        planned_PCS=planned_PCS,
+        ran_PCS=whole.ran_PCS & planned_PCS,
+        accuracy_PCS=np.where(planned_PCS, whole.accuracy_PCS, np.nan),
+    )
+    told = [
+        one
+        for one in find_effects("accuracy", (outcomes,), results.plan)
+        if (one.kind, one.arm, one.baseline) == ("cell", arm, "before")
+    ]
+    assert told
+    for one in told:
+        by_itself = stats.t.ppf(0.975, one.pairs - 1) * one.sd / one.pairs**0.5
+        assert (one.high - one.low) / 2 >= by_itself * times * 0.999
+        assert ((one.high - one.low) / 2 == pytest.approx(by_itself)) == (times == 1)
+
+
 def test_a_network_that_lacks_a_length_is_in_none(tmp_path):
     results = write(
         tmp_path,
