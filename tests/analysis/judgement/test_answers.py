@@ -114,7 +114,11 @@ def test_other_studies_are_counted_by_what_they_say():
 
 @pytest.mark.parametrize(
     ("change", "verb"),
-    [((-1.4, -2.0, -0.8), "shrinks"), ((-1.4, -3.0, 0.2), "goes, perhaps by chance,"), ((1.4, 0.8, 2.0), "grows")],
+    [
+        ((-1.4, -2.0, -0.8), "shrinks"),
+        ((-1.4, -3.0, 0.2), "goes, perhaps by chance,"),
+        ((1.4, 0.8, 2.0), "grows"),
+    ],
 )
 def test_lengths_of_training_are_told_of_the_first_study(change, verb):
     study = make(effects(1.0, 0.0))
