@@ -62,8 +62,6 @@ def _answer_claim(verdict: Verdict, *, is_first: bool) -> str:
     side = side.format(
         norm=verdict.norm_name, activation=verdict.activation_name, margin=effect.margin
     )
-    is_beyond = max(effect.low, -effect.high) > effect.margin
-    side += _CORRECTED * (is_beyond and "not surely" in side)
     return f"{where} {side} ({_quote(effect, verdict.word, is_first=is_first)})"
 
 
@@ -88,10 +86,10 @@ _SIDES = {
         "open",
     ),
 }
+"""What can be found, in words that stand behind where, and in short; by claim where it is open."""
+
 _CORRECTED = " once corrected for all claims"
 """Behind "not surely", where the interval itself, which is not corrected, is beyond the margin."""
-
-"""What can be found, in words that stand behind where, and in short; by claim where it is open."""
 
 
 def _find_side(verdict: Verdict) -> tuple[str, str]:
@@ -110,8 +108,13 @@ def _find_side(verdict: Verdict) -> tuple[str, str]:
         "equivalent": "equal",
         "equivalent on average": "equal on average",
     }
-    is_open = f"ahead {shown}" if shown and not is_c1 else verdict.claim
-    return _SIDES[words.get(verdict.word, is_open)]
+    if verdict.word in words:
+        return _SIDES[words[verdict.word]]
+    if is_c1 or not shown:
+        return _SIDES[verdict.claim]
+    told, brief = _SIDES[f"ahead {shown}"]
+    is_beyond = max(effect.low, -effect.high) > effect.margin
+    return told + _CORRECTED * is_beyond, brief
 
 
 def _quote(effect: Effect, word: str, *, is_first: bool) -> str:
