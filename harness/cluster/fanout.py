@@ -33,6 +33,7 @@ from harness.cluster.shards import (
     Shard,
     Standing,
     cut_shards,
+    order_packs,
     pack_trials,
 )
 from harness.cluster.worker import Worker
@@ -61,7 +62,7 @@ def train_missing(
     train: TrainPack = train_with_torch,
     keep_every: float = KEEP_EVERY,
 ) -> None:
-    """Train what the store lacks of `trials`, in their order, until nothing more can be done.
+    """Train what the store lacks of `trials`, seed after seed, until nothing more can be done.
 
     What became of them is in the store: rows, and failures of this `run`. Returns early, within
     seconds, once `stop` is set.
@@ -75,6 +76,10 @@ def train_missing(
             training code has changed under it.
         DataError, StoreError: as met by a worker; the other workers are stopped.
     """
+
+    def take(pack: Pack) -> float:
+        return sum(map(estimate, pack))
+
     with connect(request):
         wait_for_nodes(request, watcher, stop)
         resources, workers = place(request)
@@ -86,18 +91,16 @@ def train_missing(
             packs = suspects or [pack for pack in pack_trials(trials) if not standing.is_over(pack)]
             if not packs:
                 return
+            packs = order_packs(packs, take)
             # Those who may come get their share, too.
             hands = count_worthwhile_workers(
-                sum(estimate(trial) for pack in packs for trial in pack),
+                sum(map(take, packs)),
                 present=workers,
                 most=request.max_concurrent or workers + to_come,
             )
             shards: list[Shard] = [
                 tuple(Due(pack, standing.attempt(pack), sum(map(limit, pack))) for pack in part)
-                for part in (
-                    [[pack] for pack in suspects]
-                    or cut_shards(packs, lambda pack: sum(map(estimate, pack)), hands)
-                )
+                for part in ([[pack] for pack in suspects] or cut_shards(packs, take, hands))
             ]
             _log.info("pass: %d packs in %d shards, %d workers", len(packs), len(shards), workers)
             # Tune takes in some hundred reports a second, whatever the number of workers.

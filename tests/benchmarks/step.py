@@ -55,7 +55,7 @@ def measure_steps(*, repeats: int) -> list[dict[str, Any]]:
             flop = keeps.submit(_count_flop, subject).result()
             rows.append(
                 {
-                    "network": f"{subject.name} width {subject.width_factor}",
+                    "network": subject.name,
                     "step ms": 1e3 * took["keeps", "step"],
                     "in bare convs %": 100 * took["keeps", "bare convs"] / took["keeps", "step"],
                     "of the arithmetic %": 100 * flop / pace / took["keeps", "step"],

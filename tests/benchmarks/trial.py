@@ -2,6 +2,7 @@
 
 Each side runs in processes that are warm: on one core one of them, on two cores two at a time, a
 thread each, and once more the tutorial as the tutorials have it, one process with both threads.
+What the harness sets for a whole process (`prepare_worker`) is not set where the tutorial trains.
 The probe is off here: how often it reads depends on the length of an epoch, and `probe` measures it.
 """
 
@@ -48,7 +49,8 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return f"{self.architecture}-{self.depth} {self.side}x{self.side}"
+        network = f"{self.architecture}-{self.depth} width {self.width_factor}"
+        return f"{network} {self.side}x{self.side}"
 
     @property
     def trial(self) -> Trial:
@@ -61,7 +63,7 @@ class Subject:
             seed=0,
             dataset="digits",
             width_factor=self.width_factor,
-            epochs=1 if self.side == 32 else 4,
+            epochs=4 if self.side == 8 else 1,
             warmup_epochs=0.0,
             augmentation="crop-flip" if self.side == 32 else "none",
         )
@@ -71,9 +73,12 @@ SUBJECTS = (
     Subject("mlp", 8, 0.25, 8),
     Subject("plain", 20, 0.5, 8),
     Subject("resnet", 20, 0.5, 8),
-    Subject("vgg", 11, 0.25, 32),
-    Subject("plain", 20, 1.0, 32),
+    Subject("resnet", 20, 0.5, 28),
+    Subject("resnet", 20, 1.0, 28),
+    Subject("resnet", 20, 0.5, 32),
     Subject("resnet", 20, 1.0, 32),
+    Subject("plain", 20, 1.0, 32),
+    Subject("vgg", 11, 0.25, 32),
 )
 
 
@@ -83,14 +88,17 @@ def measure_trials(*, repeats: int, images_each: int = 2_560) -> list[dict[str, 
     with _warm_workers(1, threads=1) as workers:
         floors = dict(zip(SUBJECTS, workers.map(_find_floor, SUBJECTS), strict=True))
     for cores in (1, 2):
-        with _warm_workers(cores, threads=1) as narrow, _warm_workers(1, threads=cores) as wide:
+        with (
+            _warm_workers(cores, threads=1) as prepared,
+            _warm_workers(cores, threads=1, prepare=torch.set_num_threads) as plain,
+            _warm_workers(1, threads=cores, prepare=torch.set_num_threads) as wide,
+        ):
             for subject in SUBJECTS:
-                sides = dict.fromkeys(
-                    ("harness", "packs", "bfloat16", "bare", "tutorial"), (narrow, cores)
-                )
+                sides = dict.fromkeys(("harness", "packs", "bfloat16", "bare"), (prepared, cores))
+                sides["tutorial"] = (plain, cores)
                 if cores > 1:
                     sides["tutorial, threads"] = (wide, 1)
-                if subject.side == 32:
+                if subject.side > 8:
                     del sides["packs"]  # grouped convolutions gain nothing on images that large
                 speeds: dict[str, list[float]] = {side: [] for side in sides}
                 for _ in range(1 + repeats):
@@ -130,10 +138,12 @@ def _compare(
 
 
 @contextmanager
-def _warm_workers(count: int, *, threads: int) -> Iterator[ProcessPoolExecutor]:
+def _warm_workers(
+    count: int, *, threads: int, prepare: Callable[[int], None] = prepare_worker
+) -> Iterator[ProcessPoolExecutor]:
     """Processes of `threads` each, which keep what they have imported and made."""
     with ProcessPoolExecutor(
-        count, get_context("spawn"), initializer=prepare_worker, initargs=(threads,)
+        count, get_context("spawn"), initializer=prepare, initargs=(threads,)
     ) as workers:
         yield workers
 
@@ -184,13 +194,14 @@ def _prepare(side: str, subject: Subject, images_each: int) -> Callable[[], obje
 
 @cache
 def make_images(side: int, count: int) -> Images:
-    """Digits, at 32 pixels blown up and in three channels, so that every size can be learned."""
+    """Digits blown up to `side` pixels, at 32 in three channels, so that every size can be learned."""
     digits = load_images("digits")
     channels = 3 if side == 32 else 1
+    nearest = torch.arange(side) * 8 // side
 
     def enlarge(part: Part, count: int) -> Part:
         index = torch.arange(count) % len(part)
-        x_NHWC = part.x_NHWC[index].repeat_interleave(side // 8, 1).repeat_interleave(side // 8, 2)
+        x_NHWC = part.x_NHWC[index][:, nearest][:, :, nearest]
         return Part(x_NHWC.expand(-1, -1, -1, channels).contiguous(), part.y_N[index])
 
     return replace(

@@ -23,6 +23,7 @@ from harness.cluster.shards import (
     Standing,
     cut_shards,
     find_hopeless,
+    order_packs,
     pack_trials,
 )
 from harness.results.lease import hold
@@ -200,6 +201,15 @@ def test_packs_stand_in_the_order_of_their_first_trials():
     trials = [make_trial(seed=seed, pack_size=size) for seed in range(4) for size in (1, 2)]
     seeds = [tuple(trial.seed for trial in pack) for pack in pack_trials(trials)]
     assert seeds == [(0,), (0, 1), (1,), (2,), (2, 3), (3,)]
+
+
+def test_every_cell_of_a_seed_comes_before_the_next_seed_and_the_longest_first():
+    depths = {8: 2.0, 14: 5.0, 20: 3.0}
+    trials = [make_trial(seed=seed, depth=depth) for seed in (7, 0) for depth in depths]
+    ordered = order_packs(pack_trials(trials), lambda pack: depths[pack[0].depth])
+    assert [(pack[0].seed, pack[0].depth) for pack in ordered] == [
+        (seed, depth) for seed in (7, 0) for depth in (14, 20, 8)
+    ]
 
 
 def test_only_exceptions_of_this_code_make_a_trial_hopeless():
