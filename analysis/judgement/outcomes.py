@@ -129,7 +129,7 @@ class Outcomes(Study):
     @property
     def trained_PCS(self) -> NDArray[np.bool_]:  # noqa: N802 (a shape suffix)
         """Did the trial finish and learn anything?"""
-        return np.isfinite(self.accuracy_PCS) & ~(self.accuracy_PCS <= self.least_accuracy)
+        return self._has_learned(self.accuracy_PCS)
 
     @property
     def least_accuracy(self) -> float:
@@ -152,7 +152,8 @@ class Outcomes(Study):
     def values_of(self, quantity: str, arm: str) -> NDArray[np.float64]:
         """One arm's accuracy, or flow in a window; NaN where it did not train: (..., C, S)."""
         values_PCS = self.accuracy_PCS if quantity == "accuracy" else self.flow_PCS[quantity]
-        return np.where(self._of(self.trained_PCS, arm), self._of(values_PCS, arm), np.nan)
+        has_trained_CS = self._has_learned(self._of(self.accuracy_PCS, arm))
+        return np.where(has_trained_CS, self._of(values_PCS, arm), np.nan)
 
     def scores_of(self, arm: str) -> NDArray[np.float64]:
         """One arm's accuracy, a diverged trial at chance; NaN where it did not run: (..., C, S)."""
@@ -199,7 +200,9 @@ class Outcomes(Study):
     def risks(self, arm: str, baseline: str) -> RiskDifference:
         """How much more often the arm diverges or learns nothing, in each cell: (..., C)."""
         has_run_CS = self.have_run(arm, baseline)
-        arm_CS, baseline_CS = (has_run_CS & ~self._of(self.trained_PCS, a) for a in (arm, baseline))
+        arm_CS, baseline_CS = (
+            has_run_CS & ~self._has_learned(self._of(self.accuracy_PCS, a)) for a in (arm, baseline)
+        )
         return RiskDifference(
             arm_only=(arm_CS & ~baseline_CS).sum(-1),
             baseline_only=(baseline_CS & ~arm_CS).sum(-1),
@@ -243,6 +246,9 @@ class Outcomes(Study):
     def _is_of_claims(self, arm: str) -> bool:
         """Does a claim speak of it, so that a look may add to its seeds?"""
         return arm.partition(" (")[0] in {"before", "none", self.control, *AFTER_KINDS}
+
+    def _has_learned(self, accuracy: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return np.isfinite(accuracy) & ~(accuracy <= self.least_accuracy)
 
     def _of(self, values_PCS: NDArray[Any], arm: str) -> NDArray[Any]:
         return values_PCS[..., self.placements.index(arm), :, :]

@@ -18,6 +18,8 @@ _EXACT_PAIRS_OF_MANY = 12
 """Most pairs for which every sign vector is tried: for one set of pairs, for many at once."""
 _ROWS_AT_ONCE = 500
 _EXACT_RANKS, _EXACT_RANKS_WITH_TIES = 50, 13
+_WRITTEN_OUT = 1_000
+_HALVINGS = 64
 
 
 def sign_flip_test(
@@ -96,6 +98,9 @@ def signed_rank_test(diff_P: NDArray[np.float64]) -> float:
 def hodges_lehmann(diff_P: NDArray[np.float64]) -> float:
     """Median of the averages of all pairs of differences, each paired with itself too.
 
+    Of many pairs the averages, whose number is a square, are not written out: they are counted below
+    a value, which is then halved in on, to the last digits.
+
     Source:
         Hodges & Lehmann 1963, doi:10.1214/aoms/1177704172.
 
@@ -103,8 +108,27 @@ def hodges_lehmann(diff_P: NDArray[np.float64]) -> float:
     1.75
     """
     _check(diff_P)
-    first_W, second_W = np.triu_indices(len(diff_P))
-    return float(np.median((diff_P[first_W] + diff_P[second_W]) / 2))
+    if len(diff_P) <= _WRITTEN_OUT:
+        first_W, second_W = np.triu_indices(len(diff_P))
+        return float(np.median((diff_P[first_W] + diff_P[second_W]) / 2))
+    sorted_P = np.sort(diff_P)
+    averages = len(diff_P) * (len(diff_P) + 1) // 2
+    middle = {(averages + 1) // 2, averages // 2 + 1}
+    return float(np.mean([_find_average(sorted_P, rank) for rank in middle]))
+
+
+def _find_average(sorted_P: NDArray[np.float64], rank: int) -> float:
+    """The `rank`-th smallest of the averages of all pairs, from 1."""
+    low, high = float(sorted_P[0]), float(sorted_P[-1])
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        # Each pair of two is counted twice here, each paired with itself once.
+        twice = np.searchsorted(sorted_P, 2 * middle - sorted_P, side="right").sum()
+        if twice + np.searchsorted(sorted_P, middle, side="right") >= 2 * rank:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def superiority(diff_P: NDArray[np.float64]) -> float:

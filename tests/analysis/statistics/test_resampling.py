@@ -110,6 +110,15 @@ def test_the_hodges_lehmann_estimate_is_the_median_of_the_walsh_averages(diff_P)
     assert hodges_lehmann(diff_P) == np.median(averages)
 
 
+@pytest.mark.parametrize("digits", [1, 17])  # with one digit nearly all averages are ties
+def test_the_averages_of_many_pairs_are_counted_and_not_written_out(digits):
+    for pairs in (1_001, 1_200):
+        diff_P = np.random.default_rng(pairs).normal(0.3, 1, pairs).round(digits)
+        one_W, other_W = np.triu_indices(pairs)
+        averages = (diff_P[one_W] + diff_P[other_W]) / 2
+        assert hodges_lehmann(diff_P) == pytest.approx(np.median(averages), abs=1e-14)
+
+
 def test_one_outlier_hardly_moves_the_hodges_lehmann_estimate():
     diff_P = np.array([0.9, 1.0, 1.1, 1.05, 100.0])
     assert hodges_lehmann(diff_P) == pytest.approx(1.1, abs=0.1)
