@@ -220,7 +220,7 @@ def test_on_a_terminal_each_training_has_a_line_and_ctrl_c_says_what_came_of_it(
     os.close(terminal.end)
     for placement in ("before", "after"):
         terminal.wait_for(
-            rf"digits plain-8 {placement} seed 0 +[1-9]\d*/5000 +\d\.\d{{3}} +\d+\.\d %"
+            rf"digits \w+-8 {placement} seed 0 +[1-9]\d*/5000 +\d\.\d{{3}} +\d+\.\d %"
         )
     terminal.wait_for(r"0 of 12\s+2 running, [^,]+ elapsed, about [^,]+ left")
 

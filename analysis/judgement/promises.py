@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_PAIRS_AT_ONCE = 500_000
+_MOST_LOOKS = 20
 _FLOW_GAIN = 0.3  # log10 by which `after` raises gradient flow where a scenario says it does
 
 
@@ -80,10 +82,13 @@ def calibrate(
             sd_C=design.sd_C * scenario.spread_C,
             flow_sd_C=design.flow_sd_C * scenario.spread_C,
         )
-        outcomes = simulate(spread, scenario.truth, replicates=replicates, rng=rng)
-        judged = _Judged.of(outcomes, scenario, design.plan)
-        for measure in scenario.measures:
-            happened_R = measure.count(judged)
+        counted = []
+        for some in _part(replicates, design.seeds * len(design.cells)):
+            outcomes = simulate(spread, scenario.truth, replicates=some, rng=rng)
+            judged = _Judged.of(outcomes, scenario, design.plan)
+            counted.append([measure.count(judged) for measure in scenario.measures])
+        for measure, *happened in zip(scenario.measures, *counted, strict=True):
+            happened_R = np.concatenate(happened)
             happened_R = happened_R[np.isfinite(happened_R)]
             if len(happened_R):
                 rates.append(
@@ -97,6 +102,19 @@ def calibrate(
                     )
                 )
     return tuple(rates)
+
+
+def list_looks(seeds: int) -> list[int]:
+    """The seeds at which a study may be looked at: at each number of them, of many at some."""
+    count = min(_MOST_LOOKS, max(0, seeds - FEWEST_PAIRS + 1))
+    return np.linspace(FEWEST_PAIRS, seeds, count).round().astype(int).tolist()
+
+
+def _part(replicates: int, pairs: int) -> Iterator[int]:
+    """Replicates that are simulated together, so that memory is bounded however large a grid is."""
+    most = max(1, _PAIRS_AT_ONCE // pairs)
+    for done in range(0, replicates, most):
+        yield min(most, replicates - done)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +248,7 @@ def _find_scenarios(design: Design) -> Iterator[_Scenario]:
     paper = Truth(
         effect_C=gain * is_free_C, flow_C=flows(_FLOW_GAIN * is_free_C), carried=(1.0, 1.0)
     )
-    some_looks = sorted({*range(FEWEST_PAIRS, design.seeds + 1)})
+    some_looks = list_looks(design.seeds)
 
     for name, spread_C in (("no effect anywhere", 1.0), ("no effect, unequal spread", unlike_C)):
         yield _Scenario(

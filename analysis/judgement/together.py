@@ -15,11 +15,11 @@ from analysis.judgement.comparisons import Margins
 from analysis.judgement.effects import SKIP_FREE
 from analysis.judgement.evidence import call, weigh
 from analysis.judgement.outcomes import WINDOWS
-from analysis.judgement.promises import Rate
+from analysis.judgement.promises import Rate, list_looks
 from analysis.judgement.simulation import Design, Truth, simulate, take_seeds
 from analysis.judgement.stopping import follow
 from analysis.statistics.looks import ONLY_LOOK, Look
-from harness.study.records import CLAIMS, FEWEST_PAIRS
+from harness.study.records import CLAIMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ def calibrate_together(
 ) -> tuple[Rate, ...]:
     """Judge simulated studies of these designs as one family, of which some have no effect."""
     count, seeds = len(designs), max(design.seeds for design in designs)
-    looks = range(FEWEST_PAIRS, seeds + 1)
+    looks = list_looks(seeds)
     scenarios = [
         _Scenario(name=f"no effect in any of {count} studies"),
         _Scenario(name=f"an effect in the first of {count} studies alone", gaining=1),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.judgement import promises as module
-from analysis.judgement.promises import Rate, calibrate
+from analysis.judgement.promises import Rate, calibrate, list_looks
 from analysis.judgement.simulation import make_reference_design
 from analysis.statistics.looks import Look
 
@@ -87,6 +87,33 @@ def test_a_look_that_forgets_those_before_it_breaks_a_promise(monkeypatch):
     rates = calibrate(design, replicates=300, rng=rng())
     broken = {rate.scenario for rate in rates if not rate.is_kept}
     assert "no effect, 14 looks" in broken
+
+
+def test_a_study_is_looked_at_at_each_number_of_seeds_and_of_many_at_some():
+    assert list_looks(2) == []
+    assert list_looks(10) == [*range(3, 11)]
+    of_many = list_looks(500)
+    assert of_many[0] == 3
+    assert of_many[-1] == 500
+    assert len(of_many) == len(set(of_many)) == 20
+
+
+def test_grids_simulated_in_parts_are_counted_together(monkeypatch):
+    """The cost of a large grid grows with its trials, and its memory does not."""
+    design = make_reference_design(seeds=3, depths=(8,))
+    drawn = []
+    simulate = module.simulate
+
+    def note(*of, replicates, **how):
+        drawn.append(replicates)
+        return simulate(*of, replicates=replicates, **how)
+
+    monkeypatch.setattr(module, "simulate", note)
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 40 * 3 * len(design.cells))
+    rates = calibrate(design, replicates=100, rng=rng())
+    assert drawn[:3] == [40, 40, 20]
+    counted = {rate.replicates for rate in rates if rate.measure.startswith("any claim")}
+    assert counted == {100}
 
 
 def test_a_bar_allows_for_three_monte_carlo_errors():
