@@ -152,8 +152,7 @@ class Outcomes(Study):
     def values_of(self, quantity: str, arm: str) -> NDArray[np.float64]:
         """One arm's accuracy, or flow in a window; NaN where it did not train: (..., C, S)."""
         values_PCS = self.accuracy_PCS if quantity == "accuracy" else self.flow_PCS[quantity]
-        has_trained_CS = self._has_learned(self._of(self.accuracy_PCS, arm))
-        return np.where(has_trained_CS, self._of(values_PCS, arm), np.nan)
+        return np.where(self._have_trained(arm), self._of(values_PCS, arm), np.nan)
 
     def scores_of(self, arm: str) -> NDArray[np.float64]:
         """One arm's accuracy, a diverged trial at chance; NaN where it did not run: (..., C, S)."""
@@ -200,9 +199,7 @@ class Outcomes(Study):
     def risks(self, arm: str, baseline: str) -> RiskDifference:
         """How much more often the arm diverges or learns nothing, in each cell: (..., C)."""
         has_run_CS = self.have_run(arm, baseline)
-        arm_CS, baseline_CS = (
-            has_run_CS & ~self._has_learned(self._of(self.accuracy_PCS, a)) for a in (arm, baseline)
-        )
+        arm_CS, baseline_CS = (has_run_CS & ~self._have_trained(a) for a in (arm, baseline))
         return RiskDifference(
             arm_only=(arm_CS & ~baseline_CS).sum(-1),
             baseline_only=(baseline_CS & ~arm_CS).sum(-1),
@@ -246,6 +243,10 @@ class Outcomes(Study):
     def _is_of_claims(self, arm: str) -> bool:
         """Does a claim speak of it, so that a look may add to its seeds?"""
         return arm.partition(" (")[0] in {"before", "none", self.control, *AFTER_KINDS}
+
+    def _have_trained(self, arm: str) -> NDArray[np.bool_]:
+        """`trained_PCS` of one arm; to work out the others' would cost as much again for each."""
+        return self._has_learned(self._of(self.accuracy_PCS, arm))
 
     def _has_learned(self, accuracy: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.isfinite(accuracy) & ~(accuracy <= self.least_accuracy)

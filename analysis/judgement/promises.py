@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PAIRS_AT_ONCE = 500_000
+"""Pairs of an arm and a baseline that are simulated together, over all replicates."""
 _MOST_LOOKS = 20
 _FLOW_GAIN = 0.3  # log10 by which `after` raises gradient flow where a scenario says it does
 

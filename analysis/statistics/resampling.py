@@ -19,7 +19,8 @@ _EXACT_PAIRS_OF_MANY = 12
 _ROWS_AT_ONCE = 500
 _EXACT_RANKS, _EXACT_RANKS_WITH_TIES = 50, 13
 _WRITTEN_OUT = 1_000
-_HALVINGS = 64
+"""Most pairs of which all averages are held at once: half a million."""
+_HALVINGS = 64  # more than a float has digits
 
 
 def sign_flip_test(
